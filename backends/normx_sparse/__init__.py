@@ -1,0 +1,40 @@
+"""sparse: arrays that store the entries which differ from a fill value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from normx._libraries import ArrayAPILibrary, numpy_library
+
+
+def _namespace() -> Any:
+    import sparse
+
+    return sparse
+
+
+class SparseLibrary(ArrayAPILibrary):
+    """sparse.COO whose missing entries are -inf: left out, with weight 0."""
+
+    def check(self, x: Any) -> str | None:
+        if x.dtype == bool or x.fill_value == -np.inf:
+            return None
+        return (
+            f"a sparse array with fill value {x.fill_value}, whose weights would not be sparse; "
+            "pass x.todense(), or make the missing entries -inf (fill_value=-numpy.inf)"
+        )
+
+    def dtype(self, name: str) -> Any:
+        return numpy_library.dtype(name)
+
+    def from_numpy(self, x: Any) -> Any:
+        missing = False if x.dtype == bool else x.dtype.type(-np.inf)
+        return self.namespace().COO.from_numpy(x, fill_value=missing)
+
+    def to_numpy(self, x: Any) -> Any:
+        return x.todense()
+
+
+library = SparseLibrary("sparse", _namespace)

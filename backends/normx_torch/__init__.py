@@ -1,0 +1,43 @@
+"""PyTorch: where torch tensors live."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from normx._libraries import ArrayAPILibrary, numpy_library
+from normx.plugins import dtype_name
+
+
+def _namespace() -> Any:
+    from array_api_compat import torch
+
+    return torch
+
+
+class TorchLibrary(ArrayAPILibrary):
+    """torch.Tensor on any device."""
+
+    mutable = True
+
+    def from_numpy(self, x: Any) -> Any:
+        if x.dtype.name == "bfloat16":  # torch reads NumPy's own dtypes only
+            return self.cast(self.namespace().asarray(x.astype("float32")), "bfloat16")
+        return self.namespace().asarray(x.copy())
+
+    def to_numpy(self, x: Any) -> Any:
+        x = x.detach().cpu()
+        if dtype_name(x.dtype) == "bfloat16":
+            return numpy_library.cast(self.cast(x, "float32").numpy(), "bfloat16")
+        return x.numpy()
+
+    def check_out(self, out: Any) -> str | None:
+        if out.requires_grad:
+            return "a tensor that requires grad"
+        return None
+
+    def overlaps(self, out: Any, x: Any) -> bool:
+        same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride() and out.shape == x.shape
+        return not same and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+
+
+library = TorchLibrary("torch", _namespace)

@@ -1,0 +1,93 @@
+"""Double-word arithmetic in array-API code.
+
+A `Double` is an unevaluated sum ``hi + lo`` of two arrays.  The exponential of a
+difference of float32 numbers near -80 turns half a last place of the difference
+into forty of the result; keeping the low word keeps the result.  Nothing here
+needs a wider dtype or a fused multiply-add, so it runs the same on every library,
+compiled or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+Array = Any
+
+#: Veltkamp's splitting constants: 2**ceil(p/2) + 1 for p significant bits.
+_SPLITTERS = {"float32": 2.0**12 + 1.0, "float64": 2.0**27 + 1.0}
+
+#: The exponential of anything below is 0 in every dtype.
+_NEGLIGIBLE = -2000.0
+
+
+class Double(NamedTuple):
+    """The unevaluated sum of two arrays; `lo` is below half a last place of `hi`."""
+
+    hi: Array
+    lo: Array
+
+
+def two_sum(a: Array, b: Array) -> Double:
+    """``a + b`` exactly (Knuth's TwoSum, for finite values)."""
+    s = a + b
+    t = s - a
+    return Double(s, (a - (s - t)) + (b - t))
+
+
+def two_product(a: Array, b: Array, dtype: str) -> Double:
+    """``a * b`` exactly (Dekker's product, for values far from overflow)."""
+    splitter = _SPLITTERS[dtype]
+    wide_a, wide_b = a * splitter, b * splitter
+    a_hi, b_hi = wide_a - (wide_a - a), wide_b - (wide_b - b)
+    a_lo, b_lo = a - a_hi, b - b_hi
+    p = a * b
+    return Double(p, ((a_hi * b_hi - p) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo)
+
+
+def exp(xp: Any, x: Double) -> Array:
+    """``exp(hi + lo)``, as accurate as the library's own exponential."""
+    # Not e + e * lo: that product underflows, and is lost where subnormals are.
+    return xp.exp(x.hi) * (1.0 + x.lo)
+
+
+def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:
+    """``(hi + lo) / t`` for ``x <= 0`` and ``t >= 0``; the limits at t = 0 and t = inf."""
+    inside = (t > 0) & (t < xp.inf)
+    divisor = xp.where(inside, t, 1.0)
+    quotient = x.hi / divisor
+    # Below, the exponential is 0 and the low word no longer matters.
+    near = quotient > _NEGLIGIBLE
+    product = two_product(xp.where(near, quotient, 0.0), divisor, dtype)
+    remainder = (xp.where(near, x.hi, 0.0) - product.hi) - product.lo
+    lo = (remainder + x.lo) / divisor
+    level = (x.hi == 0) | ((t > 0) & xp.isfinite(x.hi))
+    hi = xp.where(inside, quotient, xp.where(level, 0.0, x.hi - xp.inf))
+    return Double(hi, xp.where(inside & xp.isfinite(lo), lo, 0.0))
+
+
+def compensated_sum(xp: Any, x: Array, axis: tuple[int, ...]) -> Array:
+    """Sum over `axis`, kept as axes of size 1, right to the last place or two.
+
+    A pairwise tree of TwoSums: the error does not grow with the length, nor
+    depend on how the library orders its own sums.  Costs six flops an element.
+    """
+    order = tuple(i for i in range(x.ndim) if i not in axis) + axis
+    outer = tuple(x.shape[i] for i in order[: x.ndim - len(axis)])
+    kept = tuple(1 if i in axis else size for i, size in enumerate(x.shape))
+    length = 1
+    for i in axis:
+        length *= x.shape[i]
+    s = xp.reshape(xp.permute_dims(x, order), (*outer, length))
+    error = xp.zeros_like(s)
+    while length > 1:
+        half = length // 2
+        level = two_sum(s[..., :half], s[..., half : 2 * half])
+        lost = error[..., :half] + error[..., half : 2 * half] + level.lo
+        if length % 2:
+            s = xp.concat([level.hi, s[..., -1:]], axis=-1)
+            error = xp.concat([lost, error[..., -1:]], axis=-1)
+        else:
+            s, error = level.hi, lost
+        length = half + length % 2
+    # A sum with an infinite or NaN term: the correction is NaN, the sum is right.
+    return xp.reshape(xp.where(xp.isfinite(error), s + error, s), kept)

@@ -1,0 +1,441 @@
+"""From an array's type to its library, and from a plan to a backend.
+
+Requirements this file meets:
+
+* a framework is never imported to find out whether an array is its own: types are
+  matched by the root module of their name, and the library's plugin is loaded when
+  its first array shows up;
+* after the first call of a form, a call costs one dictionary look-up;
+* an automatic choice may fall back and can say why; an explicit one never does;
+* what ran can be proved (`trace`), what would run can be asked (`explain`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, NamedTuple
+
+import array_api_compat
+import numpy as np
+
+from normx._errors import described, wrong
+from normx._libraries import ArrayAPILibrary, numpy_library
+from normx._plan import Plan, Prepared, prepare
+from normx._record import Record, record_of
+from normx._reference import reference_backend
+from normx.plugins import Backend, Call, Library, Refusal
+
+Array = Any
+
+#: Root modules of array types whose library has another name.
+_ALIASES = frozenset({"jaxlib"})
+
+#: Plans kept per function; beyond, all are dropped (shapes come in few forms).
+_PLANS_KEPT = 1024
+
+
+# ---------------------------------------------------------------- plugins
+
+
+@cache
+def _plugins(group: str) -> Mapping[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=group)}
+
+
+@cache
+def _loaded(group: str, name: str) -> Any:
+    return _plugins(group)[name].load()
+
+
+def backend_names() -> tuple[str, ...]:
+    """Every backend that is installed, normx's own reference first."""
+    return ("reference", *(name for name in sorted(_plugins("normx.backends")) if name != "reference"))
+
+
+def backend(name: str) -> Backend | Refusal:
+    """The backend of that name, or why it cannot be had.
+
+    Raises
+    ------
+    ValueError
+        If no backend has that name.
+    """
+    if name == "reference":
+        return reference_backend
+    if name not in _plugins("normx.backends"):
+        known = ", ".join(backend_names())
+        raise ValueError(f"unknown backend {name!r}; known are {known}")
+    try:
+        found: Backend = _loaded("normx.backends", name)
+    except Exception as error:  # a broken plugin must not break the others
+        return Refusal(f"cannot be loaded: {error}")
+    reason = found.unusable()
+    return found if reason is None else Refusal(reason)
+
+
+# -------------------------------------------------------------- libraries
+
+
+@cache
+def _library_of_type(kind: type) -> Library | None:
+    """The library of a type, found by the names of its and its bases' root modules."""
+    for base in kind.__mro__:
+        root = base.__module__.partition(".")[0]
+        if root == "numpy" and issubclass(kind, np.ndarray | np.generic):
+            return numpy_library
+        if root in _plugins("normx.libraries"):
+            found: Library = _loaded("normx.libraries", root)
+            return found
+    return None
+
+
+def library_of(x: Any) -> Library | None:
+    """The array library of `x`; None if it is no array and cannot become one."""
+    kind = type(x)
+    library = _library_of_type(kind)
+    if library is not None:
+        return library
+    if isinstance(x, bool | int | float | complex | list | tuple):
+        return numpy_library
+    try:
+        namespace = array_api_compat.array_namespace(x)
+    except TypeError:
+        return None
+    return _generic(kind.__module__.partition(".")[0], namespace)
+
+
+@cache
+def _generic(name: str, namespace: Any) -> Library:
+    return ArrayAPILibrary(name, lambda: namespace)
+
+
+def library(name: str) -> Library:
+    """The library of that name, loaded.
+
+    Raises
+    ------
+    ValueError
+        If no library has that name.
+    """
+    if name not in library_names():
+        known = ", ".join(library_names())
+        raise ValueError(f"unknown library {name!r}; known are {known}")
+    found: Library = numpy_library if name == "numpy" else _loaded("normx.libraries", name)
+    return found
+
+
+def library_names() -> tuple[str, ...]:
+    """Every library with a plugin, NumPy first; others work through the array API."""
+    roots = sorted(_plugins("normx.libraries"))
+    # A library may have types of several root modules; it is listed under its own.
+    return ("numpy", *(name for name in roots if name not in _ALIASES))
+
+
+# ----------------------------------------------------------------- choice
+
+_chosen: ContextVar[str | None] = ContextVar("normx_backend", default=None)
+
+
+@cache
+def _from_environment() -> str | None:
+    name = os.environ.get("NORMX_BACKEND") or None
+    if name is not None and name not in backend_names():
+        known = ", ".join(backend_names())
+        raise ValueError(f"the environment variable NORMX_BACKEND is {name!r}; known are {known}")
+    return name
+
+
+def chosen_backend() -> str | None:
+    """The backend chosen by `use_backend`, else by NORMX_BACKEND, else None."""
+    return _chosen.get() or _from_environment()
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Compute with one backend inside the ``with`` block, and with no other.
+
+    Parameters
+    ----------
+    name : str
+        One of `backends()`.  A call that it cannot take raises; nothing falls back.
+
+    Raises
+    ------
+    ValueError
+        If no backend has that name.
+
+    Examples
+    --------
+    >>> import normx
+    >>> with normx.use_backend("reference"), normx.trace() as ran:
+    ...     weights = normx.softmax([0.0, 0.0])
+    >>> ran[0].backend
+    'reference'
+    """
+    backend(name)
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One backend's answer to a call."""
+
+    backend: str
+    taken: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Who computes a call, and why.
+
+    Attributes
+    ----------
+    function, library : str
+    candidates : tuple of Candidate
+        In the order in which they are asked; the first one taken computes.
+    """
+
+    function: str
+    library: str
+    candidates: tuple[Candidate, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.function} on an array of {self.library}:"]
+        width = max(len(candidate.backend) for candidate in self.candidates)
+        for candidate in self.candidates:
+            verdict = "taken" if candidate.taken else "refused"
+            lines.append(f"  {candidate.backend:<{width}}  {verdict}: {candidate.reason}")
+        return "\n".join(lines)
+
+
+def _asked(plan: Plan, explicit: str | None) -> Iterator[tuple[str, Call | Refusal]]:
+    """Every candidate with its answer, in order, the first one that takes the call last."""
+    for name in (explicit,) if explicit is not None else plan.library.preference:
+        if explicit is None and name != "reference" and name not in _plugins("normx.backends"):
+            yield name, Refusal("not installed")
+            continue
+        found = backend(name)
+        answer = found if isinstance(found, Refusal) else found.implementation(plan)
+        yield name, answer
+        if not isinstance(answer, Refusal):
+            return
+
+
+def _choose(plan: Plan, explicit: str | None) -> tuple[str, Call]:
+    refused = []
+    for name, answer in _asked(plan, explicit):
+        if not isinstance(answer, Refusal):
+            return name, answer
+        refused.append(f"{name}: {answer.reason}")
+    raise wrong(
+        TypeError,
+        plan.record.name,
+        "backend" if explicit else "x",
+        "; ".join(refused),
+        "one that takes this call" if explicit else "an array that some backend takes",
+        "leave `backend` out to let normx choose" if explicit else "",
+    )
+
+
+# ------------------------------------------------------------------ trace
+
+
+class Ran(NamedTuple):
+    """What really ran in one call."""
+
+    function: str
+    backend: str
+    kernel: str
+    target: str
+
+
+_tracing: ContextVar[list[Ran] | None] = ContextVar("normx_trace", default=None)
+
+
+@contextmanager
+def trace() -> Iterator[list[Ran]]:
+    """Record what really runs inside the ``with`` block.
+
+    Yields
+    ------
+    list of Ran
+        One (function, backend, kernel, target) per call, filled as the calls return.
+
+    Examples
+    --------
+    >>> import normx
+    >>> with normx.trace() as ran:
+    ...     weights = normx.softmax([1.0, 2.0], backend="reference")
+    >>> ran
+    [Ran(function='softmax', backend='reference', kernel='softmax_formula', target='numpy')]
+    """
+    events: list[Ran] = []
+    token = _tracing.set(events)
+    try:
+        yield events
+    finally:
+        _tracing.reset(token)
+
+
+# ------------------------------------------------------------------ calls
+
+
+def _form(value: Any) -> Any:
+    """What a plan depends on of a keyword: the value of a constant, the form of an array."""
+    if value is None:
+        return None
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and getattr(value, "ndim", 0):
+        return type(value), tuple(value.shape), dtype, getattr(value, "device", None)
+    return type(value), value
+
+
+class _Bound(NamedTuple):
+    """A plan with the backend that takes it."""
+
+    prepared: Prepared
+    backend: str
+    call: Call
+
+    def run(self, x: Array, keywords: Mapping[str, Any]) -> Array:
+        if self.prepared.direct:
+            result, kernel = self.call(x, None, None, {})
+        else:
+            result, kernel = self.prepared.run(self.call, x, keywords)
+        events = _tracing.get()
+        if events is not None:
+            name, _, target = kernel.partition("__")
+            events.append(Ran(self.prepared.plan.record.name, self.backend, name, target))
+        return result
+
+
+def _arrive(record: Record, x: Any) -> tuple[Library, Array]:
+    """The library of `x`, and `x` as one of its arrays."""
+    library = library_of(x)
+    if library is None:
+        raise wrong(
+            TypeError,
+            record.name,
+            "x",
+            f"{described(x)} of type {type(x).__name__}",
+            "an array of a library that speaks the array API, a list or a number",
+        )
+    if library is numpy_library and not isinstance(x, np.ndarray):
+        try:
+            x = np.asarray(x)
+        except ValueError:
+            raise wrong(
+                TypeError, record.name, "x", "a ragged list", "an array or a regular nested list"
+            ) from None
+    return library, x
+
+
+def _bind(record: Record, library: Library, x: Array, keywords: Mapping[str, Any]) -> _Bound:
+    explicit = keywords.get("backend") or chosen_backend()
+    if explicit is not None and explicit not in backend_names():
+        known = ", ".join(backend_names())
+        raise wrong(ValueError, record.name, "backend", repr(explicit), f"one of {known}")
+    prepared = prepare(record, library, x, keywords, library_of)
+    return _Bound(prepared, *_choose(prepared.plan, explicit))
+
+
+def entry_point(name: str) -> Callable[..., Any]:
+    """The public function of a record: look the plan up, or make it, and run it."""
+    plans: dict[Any, _Bound] = {}
+    caches.append(plans)
+    tracing, chosen = _tracing.get, _chosen.get
+    library_of_type = _library_of_type
+
+    def function(x: Any, /, **keywords: Any) -> Any:
+        kind = type(x)
+        library = library_of_type(kind)
+        try:
+            key = (kind, library.key(x), chosen())  # type: ignore[union-attr]
+            if keywords:
+                key += tuple((name, _form(value)) for name, value in keywords.items())  # type: ignore[assignment]
+            bound = plans.get(key)
+        except (AttributeError, TypeError):  # no array, or an option that cannot be a key
+            key, bound = None, None  # type: ignore[assignment]
+        if bound is None:
+            record = record_of(name)
+            library, x = _arrive(record, x)
+            bound = _bind(record, library, x, keywords)
+            if key is not None:
+                if len(plans) >= _PLANS_KEPT:
+                    plans.clear()
+                plans[key] = bound
+        if bound.prepared.direct and tracing() is None:
+            return bound.call(x, None, None, _NOTHING)[0]
+        return bound.run(x, keywords)
+
+    return function
+
+
+_NOTHING: Mapping[str, Any] = {}
+
+#: Every function's plans; `clear_caches` empties them.
+caches: list[dict[Any, _Bound]] = []
+
+
+def clear_caches() -> None:
+    """Forget plans, plugins and the environment: the next call looks again."""
+    for plans in caches:
+        plans.clear()
+    for cached in (_plugins, _loaded, _library_of_type, _generic, _from_environment):
+        cached.cache_clear()
+
+
+def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanation:
+    """Say who would compute ``f(x, **params)``, and why the others would not.
+
+    Parameters
+    ----------
+    f : function or str
+        A function of normx, or its name.
+    x : array
+        As for `f`; its values are not looked at.
+    **params
+        As for `f`.
+
+    Returns
+    -------
+    Explanation
+        The candidates in order, each taken or refused with its reason; ``str()`` of
+        it is readable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What the call itself would raise for wrong arguments.
+
+    Examples
+    --------
+    >>> import normx
+    >>> print(normx.explain(normx.softmax, [1.0, 2.0], backend="reference"))
+    softmax on an array of numpy:
+      reference  taken: the formula in array-API code, on any library
+    """
+    record = record_of(f)
+    library, x = _arrive(record, x)
+    explicit = params.get("backend") or chosen_backend()
+    plan = prepare(record, library, x, params, library_of).plan
+    candidates = []
+    for name, answer in _asked(plan, explicit):
+        if isinstance(answer, Refusal):
+            candidates.append(Candidate(name, False, answer.reason))
+        else:
+            found = backend(name)
+            assert isinstance(found, Backend)
+            candidates.append(Candidate(name, True, found.description()))
+    return Explanation(record.name, library.name, tuple(candidates))

@@ -1,0 +1,110 @@
+"""The reference backend: the record's own formula, on any array-API library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from normx._plan import FLOATS, Plan
+from normx._row import Row
+from normx.plugins import Backend, Call, Refusal
+
+Array = Any
+
+#: The arithmetic is float32 or wider.
+_ARITHMETIC = {
+    "float16": "float32",
+    "bfloat16": "float32",
+    "float32": "float32",
+    "float64": "float64",
+    "complex64": "complex64",
+    "complex128": "complex128",
+}
+
+
+class ReferenceBackend(Backend):
+    """Runs every record wherever there are arrays."""
+
+    name = "reference"
+
+    def unusable(self) -> str | None:
+        return None
+
+    def description(self) -> str:
+        return "the formula in array-API code, on any library"
+
+    def implementation(self, plan: Plan) -> Call | Refusal:
+        kernel = f"{plan.record.name}_formula__{plan.library.name}"
+
+        def call(
+            x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+        ) -> tuple[Any, str]:
+            with plan.library.quiet():
+                y = compute(plan, x, where, parameters)
+            if out is None:
+                return y, kernel
+            plan.library.assign(out, y)
+            return out, kernel
+
+        return call
+
+
+def row_of(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]) -> tuple[Row, dict[str, Any]]:
+    """The rows as the formula sees them, and the record's own parameters."""
+    library, xp = plan.library, plan.library.namespace()
+    dtype = _ARITHMETIC[plan.dtype]
+    scores = library.cast(x, dtype)
+    arrays = {
+        name: library.cast(value, dtype)
+        if hasattr(value, "dtype") and hasattr(value, "ndim") and value.ndim
+        else library.asarray(value, dtype, x)
+        for name, value in parameters.items()
+    }
+    temperature = arrays.pop("temperature", None)
+    if plan.softcap is not None:
+        scores = plan.softcap * xp.tanh(scores / plan.softcap)
+    if where is not None:
+        scores = xp.where(where, scores, -xp.inf)
+    return Row(library, xp, scores, where, plan.axis, temperature, dtype), arrays
+
+
+def compute(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]) -> Any:
+    """The formula, in float32 or wider, rounded once to the plan's dtype."""
+    record, library, xp = plan.record, plan.library, plan.library.namespace()
+    if plan.row_is_void:
+        fill = -xp.inf if record.log_space else 0.0
+        return library.full(plan.result_shape, fill, plan.dtype, x)
+    row, own = row_of(plan, x, where, parameters)
+    state = None if record.state is None else record.state(row, **own, **plan.flags)
+    y = record.apply(row, state, **own, **plan.flags)
+    if record.kind == "normalizer":
+        return library.cast(with_policies(plan, row, y), plan.dtype)
+    if isinstance(y, tuple):
+        return tuple(_reduced(plan, part) for part in y)
+    return _reduced(plan, y)
+
+
+def _reduced(plan: Plan, y: Array) -> Array:
+    """A reduction's result without the axes of size 1; complex sums may have real parts."""
+    y = plan.library.namespace().reshape(y, plan.result_shape)
+    return plan.library.cast(y, plan.dtype) if plan.dtype in FLOATS else y
+
+
+def with_policies(plan: Plan, row: Row, y: Array) -> Array:
+    """Left-out entries and empty rows, the same for every normalizer."""
+    xp = row.xp
+    zero = -xp.inf if plan.record.log_space else 0.0
+    if row.kept is not None:
+        y = xp.where(row.kept, y, zero)
+    if plan.empty == "zero":
+        return xp.where(row.empty, zero, y)
+    receives = row.empty
+    if row.kept is not None:
+        receives = receives & (row.kept | ~xp.any(row.kept, axis=row.axis, keepdims=True))
+    if plan.empty == "nan":
+        return xp.where(receives, xp.nan, y)
+    share = 1.0 / xp.maximum(row.count(receives), xp.ones_like(row.maximum))
+    return xp.where(receives, xp.log(share) if plan.record.log_space else share, y)
+
+
+reference_backend = ReferenceBackend()

@@ -1,0 +1,92 @@
+"""What a formula sees of the rows it works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from normx import _arithmetic as arithmetic
+from normx._arithmetic import Double
+from normx.plugins import Library
+
+Array = Any
+
+
+class Centred(NamedTuple):
+    """Scores around their maximum: ``origin + relative``, the largest relative being 0."""
+
+    origin: Array
+    relative: Double
+
+
+@dataclass(frozen=True)
+class Row:
+    """Rows of scores, in float32 or wider, ready for a formula.
+
+    Attributes
+    ----------
+    library : Library
+        Whose arrays these are.
+    scores : array
+        After softcap; left-out entries hold -inf.
+    kept : array of bool or None
+        Which entries take part; None stands for all.
+    axis : tuple of int
+        The reduced axes, never empty, none of them of size 0.
+    temperature : array or None
+        Reduced axes have size 1; None stands for 1.
+    dtype : str
+        Name of the dtype of the arithmetic, "float32" or "float64".
+    """
+
+    library: Library
+    xp: Any
+    scores: Array
+    kept: Array | None
+    axis: tuple[int, ...]
+    temperature: Array | None
+    dtype: str
+
+    @cached_property
+    def maximum(self) -> Array:
+        """Largest score per row, -inf where there is none."""
+        return self.xp.max(self.scores, axis=self.axis, keepdims=True)
+
+    @cached_property
+    def centred(self) -> Centred:
+        """The scores over the temperature, relative to their maximum.
+
+        The difference is exact, so nothing is lost before the exponential.  Where
+        the maximum is +inf the entries that attain it get 0 and all others -inf:
+        the limit, not NaN.
+        """
+        xp, x, top = self.xp, self.scores, self.maximum
+        finite = xp.isfinite(x)
+        origin = xp.where(xp.isinf(top), 0.0, top)
+        hi, lo = arithmetic.two_sum(xp.where(finite, x, 0.0), -origin)
+        # x > 0 is x = +inf here, the rest -inf and NaN.
+        hi = xp.where(finite, hi, xp.where(x > 0, 0.0, x))
+        hi = xp.where((top == xp.inf) & (x < xp.inf), -xp.inf, hi)
+        # lo is NaN where the difference overflowed.
+        relative = Double(hi, xp.where(hi > -xp.inf, lo, 0.0))
+        if self.temperature is None:
+            return Centred(top, relative)
+        t = self.temperature
+        limit = xp.where(top > 0, xp.inf, xp.where(top < 0, -xp.inf, top))
+        level = xp.where(t == 0, limit, top / xp.where(t == 0, 1.0, t))
+        return Centred(level, arithmetic.divided(xp, relative, t, self.dtype))
+
+    def sum(self, x: Array) -> Array:
+        """Sum of each row, kept as axes of size 1, right to the last place."""
+        return self.library.accurate_sum(x, self.axis)
+
+    def count(self, condition: Array) -> Array:
+        """How many entries of each row fulfil `condition`, in the arithmetic's dtype."""
+        xp = self.xp
+        return self.sum(xp.where(condition, xp.ones_like(self.scores), 0.0))
+
+    @cached_property
+    def empty(self) -> Array:
+        """Rows without any score above -inf."""
+        return self.maximum == -self.xp.inf

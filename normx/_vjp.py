@@ -1,0 +1,125 @@
+"""Gradients for libraries without automatic differentiation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from normx._dispatch import _arrive, library_of
+from normx._errors import described, wrong
+from normx._plan import prepare
+from normx._record import record_of
+from normx._reference import row_of
+
+Array = Any
+
+
+def vjp(
+    f: Callable[..., Any] | str, x: Any, /, **params: Any
+) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
+    """Compute a function and its vector-Jacobian product.
+
+    Parameters
+    ----------
+    f : function or str
+        A function of normx, or its name.
+    x : array
+        As for `f`.
+    **params
+        As for `f`; `out` is refused.
+
+    Returns
+    -------
+    y : array
+        ``f(x, **params)``.
+    pullback : callable
+        ``pullback(dy)`` takes an array of the shape of `y` and returns a dict with
+        the gradient of ``sum(y * dy)`` under the key ``"x"`` and one per numeric
+        parameter that was passed, each in the shape of what was passed.  Entries
+        left out and empty rows receive exactly 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What `f` itself raises; also for `out`, for complex numbers, and for `dy` of
+        another shape or library.
+
+    Examples
+    --------
+    >>> import normx
+    >>> y, pullback = normx.vjp(normx.softmax, [0.0, 0.0])
+    >>> pullback(normx.softmax([1.0, 0.0]))["x"].round(4)
+    array([ 0.1155, -0.1155])
+    """
+    record = record_of(f)
+    library, x = _arrive(record, x)
+    if params.get("out") is not None:
+        raise wrong(TypeError, "vjp", "out", "given", "absent", "the result is returned")
+    y = record.function(x, **params)
+    shape_of_y = tuple(y.shape) if hasattr(y, "shape") else None
+    prepared = prepare(record, library, x, params, library_of)
+    plan = prepared.plan
+    if plan.dtype.startswith("complex") or record.vjp is None or plan.flags.get("return_sign"):
+        raise wrong(
+            TypeError, "vjp", "f", f"{record.name} with complex numbers or a sign", "a real function"
+        )
+    gradient_of = record.vjp
+    xp = library.namespace()
+    passed = {name: params[name] for name in plan.parameters}
+
+    def pullback(dy: Array) -> dict[str, Array]:
+        home, dy = _arrive(record, dy)
+        if home is not library or tuple(dy.shape) != shape_of_y:
+            raise wrong(
+                ValueError, "vjp", "dy", described(dy), f"an array of {library.name} of shape {shape_of_y}"
+            )
+        form = tuple(
+            1 if i in plan.axis and record.kind == "reduction" else size
+            for i, size in enumerate(plan.shape)
+        )
+        scores, where, arrays = prepared.arguments(x, params)
+        with library.quiet():
+            if plan.row_is_void:
+                return {"x": xp.zeros_like(x)} | {k: xp.zeros_like(v) for k, v in passed.items()}
+            row, own = row_of(plan, scores, where, arrays)
+            cotangent = library.cast(xp.reshape(dy, form), row.dtype)
+            if record.kind == "normalizer" and row.kept is not None:
+                cotangent = xp.where(row.kept, cotangent, 0.0)
+            cotangent = xp.where(row.empty, 0.0, cotangent)
+            gradients = gradient_of(row, cotangent, **own, **plan.flags)
+            gradients |= _through_options(plan, row, scores, gradients["x"])
+        return {
+            name: _shaped_as(library, xp, gradient, x if name == "x" else passed[name], plan.dtype)
+            for name, gradient in gradients.items()
+        }
+
+    return y, pullback
+
+
+def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str, Array]:
+    """The chain from the normalizer's scores back through temperature, softcap and mask."""
+    xp = row.xp
+    if row.kept is not None:
+        gradient = xp.where(row.kept, gradient, 0.0)
+    gradient = xp.where(row.empty, 0.0, gradient)
+    chained: dict[str, Array] = {}
+    if row.temperature is not None:
+        t = xp.where(row.temperature == 0, xp.inf, row.temperature)
+        # Left-out and infinite scores have gradient 0; 0 * inf must not spoil the sum.
+        moment = row.sum(xp.where(gradient == 0, 0.0, gradient * row.scores))
+        chained["temperature"] = -moment / t / t
+        gradient = gradient / t
+    if plan.softcap is not None:
+        capped = xp.tanh(row.library.cast(x, row.dtype) / plan.softcap)
+        gradient = gradient * (1.0 - capped * capped)
+    return {"x": gradient, **chained}
+
+
+def _shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) -> Array:
+    """The gradient summed back over the axes along which `value` was broadcast."""
+    shape = tuple(getattr(value, "shape", ()))
+    padded = (1,) * (gradient.ndim - len(shape)) + shape
+    spread = tuple(i for i, size in enumerate(padded) if size == 1 and gradient.shape[i] != 1)
+    if spread:
+        gradient = xp.sum(gradient, axis=spread, keepdims=True)
+    return library.finish(library.cast(xp.reshape(gradient, shape), dtype))

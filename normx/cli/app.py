@@ -1,0 +1,268 @@
+"""The commands and their options; each hands over to its own module.
+
+An error that a user can put right, or that a library raises, is one line on stderr
+and exit code 2; ``normx --debug COMMAND`` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import normx
+from normx.cli import screen
+
+
+class OneLineErrors(TyperGroup):
+    """A group of commands whose errors are one line."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        *rest: Any,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        if not standalone_mode:
+            return super().main(args, *rest, standalone_mode=False, **extra)
+        given = list(sys.argv[1:] if args is None else args)
+        try:
+            code = super().main(args, *rest, standalone_mode=False, **extra)
+        except (KeyboardInterrupt, typer.Abort):
+            _fail("stopped", 130)
+        except Exception as error:
+            if given[:1] == ["--debug"]:
+                raise
+            command = getattr(getattr(error, "ctx", None), "command_path", "")
+            hint = f" (see {command} --help)" if command else ""
+            _fail(f"{screen.one_line(error)}{hint}", 2)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"normx: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+app = typer.Typer(
+    name="normx",
+    cls=OneLineErrors,
+    help=f"{normx.__doc__}",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"normx {normx.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def normx_command(
+    context: typer.Context,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (first option).")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+_Picture = Annotated[Path, typer.Option("--out", help="Where the picture goes.", metavar="PATH.png")]
+
+
+@app.command()
+def demo(
+    out: _Picture = Path("normx-demo.png"),
+    picture: Annotated[
+        bool, typer.Option("--picture/--no-picture", help="Whether to draw a picture as well.")
+    ] = True,
+) -> None:
+    """Run every function on real attention scores, on every library and backend here.
+
+    The table says what really ran, how long it took, and the largest error. The picture shows one
+    row with its tokens, and one head's map, under each function.
+    """
+    from normx._record import registry
+    from normx.cli import demo as it
+    from normx.cli import samples
+    from normx.cli.picture import figure, target
+
+    if picture:
+        target(out)
+        figure(1, 1)  # before the work: is matplotlib there?
+    x = samples.attention().scores
+    with screen.progress(len(registry()) * len(it.places())) as step:
+        lines = list(it.run(x, step))
+    console = screen.console()
+    console.print(it.table(lines, x))
+    for reason in it.refusals(lines):
+        console.print(f"  not run: {reason}", style="dim", markup=False)
+    if picture:
+        it.draw(out)
+        console.print(f"picture: {out}", markup=False)
+
+
+@app.command()
+def info() -> None:
+    """Say what is installed, what can be used, and why the rest cannot."""
+    from normx.cli import info as it
+
+    console = screen.console()
+    for table in (it.here(), it.backends(), it.libraries()):
+        console.print(table)
+
+
+@app.command()
+def capabilities(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="As a table for a page on GitHub.")
+    ] = False,
+) -> None:
+    """Show which backend computes which function, for which library and dtype."""
+    from normx.cli import capabilities as it
+
+    if markdown:
+        typer.echo(it.markdown(), nl=False)
+    else:
+        screen.console().print(it.table())
+
+
+@app.command()
+def plot(
+    function: Annotated[str, typer.Argument(help="A function of normx, such as softmax.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Where the picture goes; normx-FUNCTION.png by default.", metavar="PATH.png"
+        ),
+    ] = None,
+) -> None:
+    """Draw a function's weights on one common row, and the largest weight as rows grow."""
+    from normx.cli import plot as it
+    from normx.cli.picture import target
+
+    record = it.record_named(function)
+    path = target(out or Path(f"normx-{function}.png"))
+    it.draw(record, path)
+    screen.console().print(f"picture: {path}", markup=False)
+
+
+@app.command()
+def bench(
+    function: Annotated[str, typer.Argument(help="A function of normx, such as softmax.")],
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="Sizes joined by x, such as 64x1024; may be repeated.", metavar="NxM"),
+    ] = None,
+    axis: Annotated[int | None, typer.Option(help="Reduced axis of every shape.")] = None,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or float64.")] = "float32",
+    repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
+    threads: Annotated[
+        int, typer.Option(help="Threads of normx, torch, ONNX Runtime and, if possible, JAX.")
+    ] = 1,
+    ready: Annotated[
+        bool | None,
+        typer.Option(
+            "--out-array/--fresh",
+            help="Whether results go into a ready array (where that is possible) or a new one.",
+        ),
+    ] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare with this one only; may be repeated. All by default."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write all timings there.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the comparison there.", metavar="PATH.png")
+    ] = None,
+    algorithms: Annotated[
+        bool,
+        typer.Option(
+            "--algorithms", help="Compare the CPU kernels' algorithms on one row of growing length."
+        ),
+    ] = False,
+    max_size: Annotated[
+        int, typer.Option(help="Longest row of --algorithms.")
+    ] = 1 << 26,
+) -> None:
+    """Time a function beside its peers, on the same data, in one interleaved run.
+
+    Without --shape: a small matrix in cache, the whole call of one short row, four large ones, and
+    columns. Every time stands beside those of normx and of a copy, and the largest error.
+    """
+    from normx.cli import bench as it
+
+    settings = it.Settings(dtype, repeats, threads)
+    it.check(settings)
+    record = it.record_named(function)
+    _check_files(json, plot)
+    if algorithms:
+        _study(record, settings, max_size, json, plot)
+        return
+    from normx.cli import bench_report as report
+
+    chosen = it.cases(shape or (), axis, ready)
+    peers = it.peers_named(peer or ())
+    with screen.progress(it.steps_of(chosen, settings, peers)) as step:
+        results = it.run(record, chosen, settings, peers, step)
+    console = screen.console()
+    console.print(report.machine_line(), style="dim", markup=False)
+    for table in report.tables(function, results, settings):
+        console.print(table)
+    console.print(report.footnote(settings), style="dim", markup=False)
+    if json is not None:
+        report.write_json(json, report.as_json(function, results, settings))
+    if plot is not None:
+        report.draw(function, results, settings, plot)
+    _say_where(json, plot)
+
+
+def _study(record: Any, settings: Any, max_size: int, json: Path | None, plot: Path | None) -> None:
+    from dataclasses import asdict
+
+    from normx.cli import algorithms as it
+    from normx.cli import bench_report as report
+
+    sizes = it.lengths(max_size)
+    it.kernels()
+    with screen.progress(len(sizes)) as step:
+        points = it.study(record, sizes, settings, step)
+    console = screen.console()
+    console.print(report.machine_line(), style="dim", markup=False)
+    for table in it.tables(record.name, points, settings):
+        console.print(table)
+    if json is not None:
+        content = report.as_json(record.name, [], settings)
+        report.write_json(json, content | {"algorithms": [asdict(point) for point in points]})
+    if plot is not None:
+        it.draw(record.name, points, settings, report.machine_line(), plot)
+    _say_where(json, plot)
+
+
+def _check_files(json: Path | None, plot: Path | None) -> None:
+    """Refuse what cannot be written before anything is timed."""
+    from normx.cli.picture import figure, target
+
+    if plot is not None:
+        target(plot)
+        figure(1, 1)
+    if json is not None and not json.absolute().parent.is_dir():
+        raise screen.CommandError(f"there is no folder {str(json.parent)!r} to write {json.name!r} to")
+
+
+def _say_where(json: Path | None, plot: Path | None) -> None:
+    for what, path in (("timings", json), ("picture", plot)):
+        if path is not None:
+            screen.console().print(f"{what}: {path}", markup=False)

@@ -1,0 +1,67 @@
+"""What the commands compute on: the shipped real scores, and keywords that must be passed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+from importlib.resources import as_file, files
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from normx._record import Record
+
+#: The row of the demo's picture: a head that attends by meaning, and a query.
+LAYER, HEAD, QUERY = 2, 1, 13
+
+
+class Attention(NamedTuple):
+    """Scores of layers x heads x queries x keys, and the text they are of."""
+
+    scores: NDArray[np.float32]
+    tokens: tuple[str, ...]
+
+
+@cache
+def attention() -> Attention:
+    """The scores that normx ships, as float32."""
+    with as_file(files("normx") / "data" / "minilm_attention.npz") as path, np.load(path) as data:
+        scores = data["scores"].astype(np.float32)
+        tokens = tuple(str(token) for token in data["tokens"])
+    scores.flags.writeable = False
+    return Attention(scores, tokens)
+
+
+def causal(shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask that leaves out the keys that come after the query."""
+    rows = shape[-2] if len(shape) > 1 else 1
+    return np.tril(np.ones((rows, shape[-1]), np.bool_), k=shape[-1] - rows)
+
+
+#: Values for keywords that have no default, made anew for every call.
+_REQUIRED: dict[str, Callable[[tuple[int, ...]], Any]] = {
+    "where": causal,
+    "rng": lambda shape: np.random.default_rng(0),
+    "budget": lambda shape: 2.0,
+}
+
+
+def required(record: Record) -> tuple[str, ...]:
+    """Names of the keywords without a default."""
+    return tuple(
+        name
+        for name, parameter in record.signature.parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is inspect.Parameter.empty
+    )
+
+
+def unknown(record: Record) -> tuple[str, ...]:
+    """Required keywords that nobody here knows a value for."""
+    return tuple(name for name in required(record) if name not in _REQUIRED)
+
+
+def keywords(record: Record, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Values for the required keywords of a function, for scores of that shape."""
+    return {name: _REQUIRED[name](shape) for name in required(record)}

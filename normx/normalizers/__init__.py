@@ -1,0 +1,1 @@
+"""The records, a file per family; `normx` exports each function with one line."""

@@ -1,0 +1,183 @@
+"""The interface of plugins: array libraries and backends.
+
+An array library is where an array lives; a backend is who computes.  Both are
+found through entry points, normx's own like anybody else's::
+
+    [project.entry-points."normx.libraries"]
+    torch = "normx_torch:library"      # the name is the root module of the array type
+
+    [project.entry-points."normx.backends"]
+    native = "normx_native:backend"
+
+A library is loaded when the first array of its type shows up and never earlier;
+a backend when it is first a candidate.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from normx._plan import Plan
+
+__all__ = ["Backend", "Call", "Library", "Refusal", "dtype_name"]
+
+Array = Any
+
+
+def dtype_name(dtype: Any) -> str:
+    """The bare name of a dtype of any library: "float32", "bfloat16", "bool", ..."""
+    if dtype is float:
+        return "float64"
+    name = getattr(dtype, "name", None) or getattr(dtype, "__name__", None) or str(dtype)
+    return str(name).rpartition(".")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a backend does not take a call."""
+
+    reason: str
+
+
+class Call(Protocol):
+    """A backend's implementation of one plan."""
+
+    def __call__(
+        self, x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+    ) -> tuple[Any, str]:
+        """Compute; return the result and the name of the kernel that ran.
+
+        `x` has the plan's shape and working dtype and must not be changed.  `where`
+        broadcasts against it.  The result goes into `out` where one is given.
+        """
+
+
+class Backend(ABC):
+    """Who computes."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def unusable(self) -> str | None:
+        """Why the backend cannot run here at all; None if it can."""
+
+    @abstractmethod
+    def implementation(self, plan: Plan) -> Call | Refusal:
+        """How it runs this plan, or why it does not."""
+
+    def targets(self) -> Sequence[str]:
+        """The variants that can be forced here (instruction sets, say)."""
+        return ()
+
+    def use_target(self, target: str) -> AbstractContextManager[Any]:
+        """Force a variant inside the ``with`` block."""
+        raise ValueError(f"backend {self.name!r} has no targets to choose from")
+
+    def description(self) -> str:
+        """One line for ``normx info`` and `explain`."""
+        return ""
+
+    def num_threads(self) -> int:
+        """How many threads it computes with."""
+        return 1
+
+    def set_num_threads(self, count: int) -> None:
+        """Choose how many threads it computes with, where it has threads of its own."""
+
+
+class Library(ABC):
+    """Where arrays live."""
+
+    name: ClassVar[str]
+    #: Backends tried for its arrays, in order.
+    preference: tuple[str, ...] = ("reference",)
+    #: Whether arrays can be written to, so that `out` makes sense.
+    mutable: bool = False
+
+    @abstractmethod
+    def namespace(self) -> Any:
+        """The array-API namespace."""
+
+    def check(self, x: Array) -> str | None:
+        """Why `x` cannot be taken, with the cure; None if it can."""
+        return None
+
+    def key(self, x: Array) -> Any:
+        """What a plan depends on, besides the type: hashable, cheap."""
+        return x.shape, x.dtype, getattr(x, "device", None)
+
+    def is_concrete(self, x: Array) -> bool:
+        """Whether values may be looked at: not while tracing, nor for lazy arrays."""
+        return True
+
+    @abstractmethod
+    def device(self, x: Array) -> Any:
+        """Where the data is, compared by equality; None while that is not known."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> Any:
+        """The dtype object of a bare name; raises AttributeError if there is none."""
+
+    @abstractmethod
+    def default_float(self) -> str:
+        """Bare name of the dtype that integers become."""
+
+    @abstractmethod
+    def asarray(self, value: Any, dtype: str, like: Array) -> Array:
+        """A number or nested list as an array beside `like`."""
+
+    def has_dtype(self, x: Array, dtype: str) -> bool:
+        """Whether `x` can be computed with as it is."""
+        return dtype_name(x.dtype) == dtype
+
+    @abstractmethod
+    def cast(self, x: Array, dtype: str) -> Array:
+        """`x` in another dtype, itself if it has that already."""
+
+    @abstractmethod
+    def full(self, shape: tuple[int, ...], value: float, dtype: str, like: Array) -> Array:
+        """A constant array beside `like`."""
+
+    @abstractmethod
+    def accurate_sum(self, x: Array, axis: tuple[int, ...]) -> Array:
+        """Sum over `axis`, kept with size 1, whose error does not grow with the length."""
+
+    def check_out(self, out: Array) -> str | None:
+        """Why `out` cannot be written to; None if it can."""
+        return None
+
+    def overlaps(self, out: Array, x: Array) -> bool:
+        """Whether `out` shares memory with `x` without being the very same view."""
+        return False
+
+    def assign(self, out: Array, y: Array) -> None:
+        """Write `y` into `out`."""
+        out[...] = y
+
+    #: Whether its arithmetic takes subnormal numbers for 0.
+    flushes_subnormals: bool = False
+
+    @abstractmethod
+    def from_numpy(self, x: Array) -> Array:
+        """A NumPy array as one of this library, for tests and demonstrations."""
+
+    @abstractmethod
+    def to_numpy(self, x: Array) -> Array:
+        """The values of an array, computed if it is lazy."""
+
+    def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+        """The ways in which a function of one array can be run: eagerly, compiled, ..."""
+        return {"eager": lambda f: f}
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Silences the library's floating-point warnings: infinities are policy here."""
+        return nullcontext()
+
+    def finish(self, y: Array) -> Array:
+        """Last touch on a result of the library's own."""
+        return y

@@ -1,0 +1,434 @@
+"""What every function must do on every library, backend, mode and CPU target.
+
+Import the names of this module into a test file and pytest runs them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+
+import normx
+from normx._plan import FLOATS
+from normx._record import Record
+from normx.testing.oracle import oracle
+from normx.testing.plugin import Case
+from normx.testing.samples import Sample, random_rows, samples, special_rows
+from normx.testing.ulp import error_in_ulp
+
+__all__ = [
+    "test_axes",
+    "test_broadcast_masks",
+    "test_dtype_of_the_result",
+    "test_empty_policies",
+    "test_gradients",
+    "test_input_is_unchanged",
+    "test_integers",
+    "test_layouts",
+    "test_laws",
+    "test_lengths",
+    "test_masks",
+    "test_oracle",
+    "test_out",
+    "test_special_values",
+    "test_temperature_arrays",
+    "test_zero_sizes",
+]
+
+Array = Any
+_SAMPLES = {sample.name: sample for sample in samples()}
+
+
+def only(applies: Callable[[Case], bool]) -> Callable[[Any], Any]:
+    """Run a test for some cases only."""
+
+    def mark(test: Any) -> Any:
+        test.applies_to = applies
+        return test
+
+    return mark
+
+
+def _is_normalizer(case: Case) -> bool:
+    return case.record.kind == "normalizer"
+
+
+def _accepts(case: Case, sample: Sample) -> bool:
+    return all(keyword in case.record.keywords for keyword in sample.keywords)
+
+
+@cache
+def _expected(record: Record, sample: str, dtype: str) -> tuple[Array, tuple[Array, Array]]:
+    """The sample's scores in `dtype`, and the exact results."""
+    chosen = _SAMPLES[sample]
+    with np.errstate(over="ignore"):  # in half precision the largest scores are infinite
+        x = normx._dispatch.numpy_library.cast(chosen.rows, dtype)
+    return x, _with_scale(record, x, oracle(record, x, **chosen.keywords))
+
+
+def expected(case: Case, x: Array, **keywords: Any) -> tuple[Array, Array]:
+    """The exact results for rows, and the values at which a last place is measured."""
+    return _with_scale(case.record, x, oracle(case.record, x, **keywords))
+
+
+def _with_scale(record: Record, x: Array, want: Array) -> tuple[Array, Array]:
+    if record.kind == "normalizer":
+        return want, want
+    # A logarithm of a sum is as good as its largest term allows.
+    x = np.where(np.isfinite(x), x, 0).astype(np.longdouble)
+    return want, np.maximum(np.abs(want), np.max(np.abs(x), axis=-1, initial=0.0))
+
+
+def check(case: Case, got: Array, exact: tuple[Array, Array], dtype: str) -> None:
+    """Compare with exact values: dtype, shape, and error within the record's budget."""
+    want, scale = exact
+    assert got.dtype.name == dtype, f"dtype {got.dtype.name} instead of {dtype}"
+    assert got.shape == want.shape, f"shape {got.shape} instead of {want.shape}"
+    error = error_in_ulp(got, want, dtype, scale)
+    if case.library.flushes_subnormals:
+        tiny = float(np.finfo(np.float32).tiny)
+        error = np.where((np.abs(want) < 2 * tiny) & (np.abs(got.astype(np.float64)) < 2 * tiny), 0.0, error)
+    worst = float(error.max(initial=0.0))
+    budget = case.record.ulp[dtype]
+    where = np.unravel_index(int(error.argmax()), error.shape) if error.size else ()
+    assert worst <= budget, (
+        f"{worst:.3g} ULP of {dtype} at {where}: {got[where]!r} instead of {want[where]!r}"
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", _SAMPLES)
+def test_oracle(case: Case, name: str, dtype: str) -> None:
+    """Within the error budget of the exact result, on every kind of row."""
+    sample = _SAMPLES[name]
+    if not _accepts(case, sample):
+        return  # the function has no such option, so there is nothing to compare
+    _needs(case, dtype)
+    x, want = _expected(case.record, name, dtype)
+    check(case, case.values(x, axis=-1, **sample.keywords), want, dtype)
+
+
+def _needs(case: Case, dtype: str) -> None:
+    if not case.has(dtype):
+        pytest.skip(f"{case.library.name} has no {dtype} here")
+
+
+@only(lambda case: case.mode == "eager")
+def test_lengths(case: Case) -> None:
+    """Every length from 1 to 300: every tail of every vector loop."""
+    step = 1 if case.backend != "reference" else 37
+    for n in range(1, 301, step):
+        x = random_rows(n, 2, 3.0).astype(np.float32)
+        check(case, case.values(x, axis=-1), expected(case, x), "float32")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_special_values(case: Case, dtype: str) -> None:
+    """Infinities and NaN by policy, the other rows untouched."""
+    _needs(case, dtype)
+    x = normx._dispatch.numpy_library.cast(special_rows(), dtype)
+    check(case, case.values(x, axis=-1), expected(case, x), dtype)
+    for n in (1, 2, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 4097):
+        row = normx._dispatch.numpy_library.cast(np.full((1, n), -np.inf), dtype)
+        check(case, case.values(row, axis=-1), expected(case, row), dtype)
+
+
+@only(_is_normalizer)
+@pytest.mark.parametrize("empty", ["zero", "nan", "uniform"])
+def test_empty_policies(case: Case, empty: str) -> None:
+    """What a row without scores becomes, with and without a mask."""
+    x = special_rows().astype(np.float32)
+    masks = np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
+    check(case, case.values(x, empty=empty), expected(case, x, empty=empty), "float32")
+    for mask in masks:
+        kept = np.broadcast_to(mask, x.shape)
+        want = expected(case, x, where=kept, empty=empty)
+        check(case, case.values(x, where=kept, empty=empty), want, "float32")
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_masks(case: Case, dtype: str) -> None:
+    """Left-out entries have no effect, whatever they hold."""
+    _needs(case, dtype)
+    rng = np.random.default_rng(3)
+    for n in (1, 5, 16, 33, 128, 300):
+        x = normx._dispatch.numpy_library.cast(random_rows(n, 6, 4.0), dtype)
+        kept = rng.random(x.shape) < 0.6
+        kept[0] = True
+        kept[1] = False
+        x[~kept] = rng.choice([np.nan, np.inf, -np.inf, 1e4], size=int((~kept).sum()))
+        want = expected(case, np.where(kept, x, 0), where=kept)
+        check(case, case.values(x, axis=-1, where=kept), want, dtype)
+
+
+def test_broadcast_masks(case: Case) -> None:
+    """Masks broadcast: fewer axes, axes of size 1, a bare True."""
+    x = random_rows(24, 5, 2.0).reshape(5, 4, 6).astype(np.float32)
+    flat = x.reshape(20, 6)
+    for mask in (
+        np.arange(6) % 2 == 0,
+        (np.arange(5) % 2 == 0)[:, None, None],
+        np.ones((1, 4, 1), bool),
+        np.random.default_rng(1).random((4, 6)) < 0.5,
+    ):
+        kept = np.broadcast_to(mask, x.shape).reshape(20, 6)
+        want = expected(case, flat, where=kept)
+        got = case.values(x, axis=-1, where=mask)
+        check(case, got.reshape(want[0].shape), want, "float32")
+
+
+@only(lambda case: "temperature" in case.record.keywords)
+def test_temperature_arrays(case: Case) -> None:
+    """A temperature per row."""
+    if _refuses(case, temperature=2.0):
+        return
+    x = random_rows(33, 3, 10.0).astype(np.float32)
+    t = np.array([[0.5], [1.0], [3.0]], np.float32)
+    want = np.concatenate([oracle(case.record, x[i : i + 1], temperature=t[i, 0]) for i in range(3)])
+    check(case, case.values(x, temperature=t), (want, want), "float32")
+
+
+def _refuses(case: Case, **keywords: Any) -> bool:
+    """Whether the backend says that it does not take these keywords (and another one does)."""
+    x = case.array(np.zeros((2, 3), np.float32))
+    return not normx.explain(case.record.name, x, backend=case.backend, **keywords).candidates[0].taken
+
+
+def test_laws(case: Case) -> None:
+    """The record's laws, in float32 and on rows of every magnitude."""
+    tolerance = case.record.ulp["float32"] * float(np.finfo(np.float32).eps)
+
+    def f(x: Array, **keywords: Any) -> Array:
+        x = np.asarray(x, np.float32)
+        if "temperature" in keywords and _refuses(case, temperature=2.0):
+            keywords["temperature"] = np.asarray(keywords["temperature"], np.float32)
+            return np.asarray(getattr(normx, case.record.name)(x, axis=-1, **keywords))
+        if isinstance(keywords.get("temperature"), np.ndarray):
+            keywords["temperature"] = keywords["temperature"].astype(np.float32)
+        return np.asarray(case.values(x, axis=-1, **keywords))
+
+    for law in case.record.laws:
+        for n, spread in ((2, 1.0), (17, 1.0), (64, 4.0), (300, 0.1)):
+            law.check(f, random_rows(n, 4, spread).astype(np.float32).astype(np.float64), tolerance)
+
+
+def _axes_of(ndim: int) -> list[Any]:
+    """Every axis and every set of axes, in several spellings."""
+    every: list[Any] = [None, (), *range(-ndim, ndim)]
+    for size in range(1, ndim + 1):
+        for chosen in combinations(range(ndim), size):
+            every.append(chosen)
+            every.append(tuple(i - ndim for i in reversed(chosen)))
+    return every
+
+
+def _by_rows(x: Array, axis: Any) -> tuple[Array, Callable[[Array], Array]]:
+    """`x` as rows of its reduced axes, and the way back."""
+    ndim = x.ndim
+    axes = tuple(range(ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    axes = tuple(sorted(a % ndim for a in axes))
+    outer = tuple(i for i in range(ndim) if i not in axes)
+    moved = np.transpose(x, outer + axes)
+    n = int(np.prod([x.shape[a] for a in axes], dtype=int))
+    rows = moved.reshape(-1, n)
+
+    def back(y: Array) -> Array:
+        if y.ndim == 1:
+            return y.reshape([x.shape[i] for i in outer])
+        return np.transpose(y.reshape(moved.shape), np.argsort(outer + axes))
+
+    return rows, back
+
+
+@only(lambda case: case.mode == "eager")
+def test_axes(case: Case) -> None:
+    """Every axis and set of axes gives the bits of the same rows laid out last."""
+    x = random_rows(60, 2, 3.0).reshape(2, 3, 4, 5).astype(np.float32)
+    for axis in _axes_of(4):
+        rows, back = _by_rows(x, axis)
+        want, scale = expected(case, rows)
+        check(case, case.values(x, axis=axis), (back(want), back(scale)), "float32")
+    scalar = case.values(np.array(3.0, np.float32), axis=-1)
+    assert scalar.shape == () and scalar == (3.0 if case.record.kind == "reduction" else scalar)
+
+
+def _strides_matter(case: Case) -> bool:
+    """Only NumPy arrays reach the suite with strides of their own choosing."""
+    return case.library.name == "numpy" and case.mode == "eager"
+
+
+@only(_strides_matter)
+def test_layouts(case: Case) -> None:
+    """Views of every kind give the bits of a contiguous copy."""
+    base = random_rows(40 * 40, 1, 3.0).reshape(40, 40).astype(np.float32)
+    for dtype in ("float32", "float64", "float16", "bfloat16"):
+        x = normx._dispatch.numpy_library.cast(base, dtype)
+        packed = np.zeros(x.nbytes + 1, np.uint8)
+        misaligned = packed[1:].view(x.dtype).reshape(x.shape)
+        misaligned[...] = x
+        views = {
+            "transposed": x.T,
+            "reversed": x[::-1, ::-1],
+            "stepped": x[::2, ::3],
+            "narrow": x[:, 3:20],
+            "fortran": np.asfortranarray(x),
+            "broadcast rows": np.broadcast_to(x[:1], (7, 40)),
+            "broadcast columns": np.broadcast_to(x[:, :1], (40, 9)),
+            "misaligned": misaligned,
+        }
+        if dtype != "bfloat16":
+            views["other byte order"] = x.astype(x.dtype.newbyteorder())
+        for name, view in views.items():
+            for axis in (0, 1, (0, 1)):
+                got = case.run(view, axis=axis)
+                want = case.run(np.ascontiguousarray(view).astype(x.dtype), axis=axis)
+                if case.backend == "reference":
+                    rows, back = _by_rows(view, axis)
+                    exact, scale = expected(case, rows)
+                    check(case, got, (back(exact), back(scale)), dtype)
+                else:
+                    assert np.array_equal(got, want), f"{name}, axis {axis}, {dtype}"
+
+
+@only(lambda case: _is_normalizer(case) and case.library.mutable and case.mode == "eager")
+def test_out(case: Case) -> None:
+    """`out` holds the result, may be the input, and may overlap it."""
+    x = random_rows(40, 6, 2.0).astype(np.float32)
+    want = case.values(x)
+    out = case.array(np.full_like(x, 7.0))
+    assert case.run(case.array(x), out=out) is out
+    assert np.array_equal(case.library.to_numpy(out), want)
+    in_place = case.array(x.copy())
+    assert case.run(in_place, out=in_place) is in_place
+    assert np.array_equal(case.library.to_numpy(in_place), want)
+    if case.library.name != "numpy":
+        return
+    for axis in (0, 1):
+        wide = np.full((6, 80), 7.0, np.float32)
+        case.run(x, axis=axis, out=wide[:, ::2])
+        assert np.array_equal(wide[:, ::2], case.run(x, axis=axis)), "strided out"
+        assert np.all(wide[:, 1::2] == 7.0), "written beside out"
+        memory = np.concatenate([x.ravel(), np.zeros(1, np.float32)])
+        expected = case.run(memory[:-1].reshape(x.shape).copy(), axis=axis)
+        shifted = memory[1:].reshape(x.shape)
+        case.run(memory[:-1].reshape(x.shape), axis=axis, out=shifted)
+        assert np.array_equal(shifted, expected), "overlapping out"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_dtype_of_the_result(case: Case, dtype: str) -> None:
+    """The dtype stays, on every axis; `dtype` sets it."""
+    _needs(case, dtype)
+    x = normx._dispatch.numpy_library.cast(random_rows(12, 4), dtype)
+    for axis in (0, 1, None, (0, 1)):
+        assert case.values(x, axis=axis).dtype.name == dtype
+    for wanted in FLOATS:
+        if not case.has(wanted):
+            continue
+        got = case.values(x, axis=-1, dtype=wanted)
+        check(case, got, expected(case, x), wanted)
+
+
+def test_integers(case: Case) -> None:
+    """Integers and booleans become the default floating dtype before any arithmetic."""
+    for values in (
+        np.array([[-128, 127]], np.int8),
+        np.array([[0, 1]], np.uint8),
+        np.array([[0, 1]], np.uint16),
+        np.array([[2, 0, 1]], np.int32),
+        np.array([[True, False]]),
+    ):
+        got = case.values(values, axis=-1)
+        assert got.dtype.name == case.library.default_float()
+        x = values.astype(got.dtype)
+        check(case, got, expected(case, x), got.dtype.name)
+
+
+def test_input_is_unchanged(case: Case) -> None:
+    """No argument is written to."""
+    x = special_rows().astype(np.float32)
+    mask = np.isfinite(x)
+    arrays = case.array(x.copy()), case.array(mask.copy())
+    case.run(arrays[0], axis=-1, where=arrays[1])
+    assert np.array_equal(case.library.to_numpy(arrays[0]), x, equal_nan=True)
+    assert np.array_equal(case.library.to_numpy(arrays[1]), mask)
+
+
+@only(lambda case: case.library.name != "sparse")
+def test_zero_sizes(case: Case) -> None:
+    """No rows, or rows of length 0: a result of the right shape, and no warning."""
+    for shape, axis in (((0, 4), -1), ((4, 0), -1), ((4, 0), 0), ((2, 0, 3), (0, 1))):
+        got = case.values(np.zeros(shape, np.float32), axis=axis)
+        if case.record.kind == "normalizer":
+            assert got.shape == shape
+        else:
+            dropped = axis if isinstance(axis, tuple) else (axis % len(shape),)
+            assert got.shape == tuple(s for i, s in enumerate(shape) if i not in dropped)
+            assert np.all(got == -np.inf)
+        assert got.dtype == np.float32
+
+
+@only(lambda case: case.record.vjp is not None and case.target is None and case.mode == "eager")
+def test_gradients(case: Case) -> None:
+    """`vjp` against central differences in float64; left-out entries and empty rows get 0."""
+    if not case.has("float64"):
+        return  # differences of float32 values say nothing; the formula is the same code
+    rng = np.random.default_rng(5)
+    record = case.record
+    x = random_rows(7, 4, 1.0)
+    mask = rng.random(x.shape) < 0.7
+    mask[0], mask[3] = True, False
+    options: list[dict[str, Any]] = [{}, {"where": mask}]
+    if "temperature" in record.keywords:
+        options += [
+            {"temperature": np.array([[0.7], [1.3], [2.0], [0.5]])},
+            {"temperature": np.array([0.8]), "softcap": 3.0, "where": mask},
+        ]
+    for spec in record.parameters:
+        value = rng.normal(size=x.shape if spec.shape == "elements" else (4, 2))
+        options += [{spec.name: value}, {spec.name: np.abs(value), "where": mask}]
+    for keywords in options:
+        _check_gradient(case, x, keywords, rng)
+
+
+def _check_gradient(case: Case, x: Array, keywords: dict[str, Any], rng: Any) -> None:
+    record, library = case.record, case.library
+    if any(name == "b" for name in keywords):
+        keywords = {k: np.abs(v) if k == "b" else v for k, v in keywords.items()}
+
+    def f(scores: Array, **others: Any) -> Array:
+        arrays = {k: case.array(v) if isinstance(v, np.ndarray) else v for k, v in others.items()}
+        return library.to_numpy(record.function(case.array(scores), axis=-1, backend="reference", **arrays))
+
+    arrays = {k: case.array(v) if isinstance(v, np.ndarray) else v for k, v in keywords.items()}
+    y, pullback = normx.vjp(record.function, case.array(x), axis=-1, **arrays)
+    values = library.to_numpy(y)
+    dy = rng.normal(size=values.shape)
+    kept = np.isfinite(values)
+    gradients = {k: library.to_numpy(v) for k, v in pullback(case.array(dy)).items()}
+
+    def loss(scores: Array, others: dict[str, Any]) -> float:
+        return float(np.sum(np.where(kept, f(scores, **others), 0.0) * np.where(kept, dy, 0.0)))
+
+    floating = [k for k, v in keywords.items() if isinstance(v, np.ndarray) and v.dtype != bool]
+    assert set(gradients) == {"x", *floating}
+    for name in gradients:
+        base = x if name == "x" else keywords[name]
+        numeric = np.zeros_like(base)
+        for index in np.ndindex(base.shape):
+            step = 1e-5
+            ends = []
+            for sign in (1.0, -1.0):
+                moved = base.copy()
+                moved[index] += sign * step
+                ends.append(loss(moved, keywords) if name == "x" else loss(x, {**keywords, name: moved}))
+            numeric[index] = (ends[0] - ends[1]) / (2 * step)
+        assert gradients[name].shape == base.shape
+        np.testing.assert_allclose(gradients[name], numeric, rtol=1e-6, atol=1e-8, err_msg=f"{name} {keywords}")
+    if "where" in keywords:
+        assert np.all(gradients["x"][~keywords["where"]] == 0.0), "a left-out entry has a gradient"

@@ -1,0 +1,146 @@
+"""The pytest plugin: which cases the suite runs, and proof that they ran.
+
+A case is a record on a library, computed by a backend in a mode on a CPU target.
+``--library`` and ``--backend`` choose; what was asked for and cannot be had is an
+error, never a silent skip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from normx import _dispatch as dispatch
+from normx._record import Record, registry
+from normx.plugins import Backend, Library, Refusal
+
+Array = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One cell of the matrix."""
+
+    record: Record
+    library: Library
+    backend: str
+    mode: str
+    target: str | None
+
+    def __str__(self) -> str:
+        target = f"[{self.target}]" if self.target else ""
+        return f"{self.record.name}-{self.library.name}-{self.backend}{target}-{self.mode}"
+
+    def array(self, values: Array, dtype: str | None = None) -> Array:
+        """NumPy values as an array of the library."""
+        values = np.asarray(values)
+        if dtype is not None:
+            values = dispatch.numpy_library.cast(values, dtype)
+        return self.library.from_numpy(values)
+
+    def has(self, dtype: str) -> bool:
+        """Whether the library has a dtype here."""
+        try:
+            self.library.dtype(dtype)
+        except AttributeError:
+            return False
+        try:
+            made = self.array(np.zeros(2, np.float32), dtype)
+        except (TypeError, ValueError):  # NumPy's arrays of that dtype cannot be taken over
+            return False
+        return self.library.has_dtype(made, dtype)
+
+    def run(self, x: Array, /, **keywords: Any) -> Array:
+        """Call the function, prove that the backend under test ran, return the library's array."""
+        found = dispatch.backend(self.backend)
+        assert isinstance(found, Backend)
+        forced = found.use_target(self.target) if self.target else nullcontext()
+        with forced, dispatch.trace() as ran:
+            f = self.library.modes()[self.mode](
+                lambda array: self.record.function(array, backend=self.backend, **keywords)
+            )
+            y = f(x)
+        (event,) = ran
+        assert event.function == self.record.name and event.backend == self.backend, event
+        assert self.target in (None, event.target), f"{event} instead of target {self.target}"
+        return y
+
+    def values(self, x: Array, /, **keywords: Any) -> Array:
+        """As `run`, on NumPy values: NumPy values come back."""
+        keywords = {k: self.array(v) if isinstance(v, np.ndarray) else v for k, v in keywords.items()}
+        y = self.run(self.array(x), **keywords)
+        if isinstance(y, tuple):
+            return tuple(self.library.to_numpy(part) for part in y)
+        return self.library.to_numpy(y)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("normx")
+    group.addoption(
+        "--library", action="append", help="array library to test; repeatable (default: numpy)"
+    )
+    group.addoption(
+        "--backend", action="append", help="backend to test; repeatable (default: all that apply)"
+    )
+
+
+def _libraries(config: pytest.Config) -> list[Library]:
+    names = config.getoption("--library") or ["numpy"]
+    found = []
+    for name in names:
+        root = name.replace("-", "_")
+        if root in dispatch.library_names():
+            found.append(dispatch.library(root))
+        else:
+            namespace = pytest.importorskip(root)
+            generic = dispatch.library_of(namespace.asarray(1.0))
+            assert generic is not None, f"{name} does not speak the array API"
+            found.append(generic)
+    return found
+
+
+def _cases(config: pytest.Config) -> Iterator[Case]:
+    asked = config.getoption("--backend")
+    for name in asked or ():
+        found = dispatch.backend(name)
+        if isinstance(found, Refusal):
+            raise pytest.UsageError(f"backend {name!r} was asked for and is not usable: {found.reason}")
+    for record in registry().values():
+        for library in _libraries(config):
+            for name in library.preference:
+                if asked and name not in asked:
+                    continue
+                if name not in dispatch.backend_names():
+                    continue
+                found = dispatch.backend(name)
+                if isinstance(found, Refusal):
+                    continue
+                for mode in library.modes():
+                    for target in found.targets() or (None,):
+                        yield Case(record, library, name, mode, target)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" in metafunc.fixturenames:
+        cases = list(_cases(metafunc.config))
+        if not cases:
+            raise pytest.UsageError("no backend and library fit --backend and --library")
+        wanted: Callable[[Case], bool] = getattr(metafunc.function, "applies_to", lambda case: True)
+        metafunc.parametrize("case", [case for case in cases if wanted(case)], ids=str)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    lines = []
+    for name in dispatch.backend_names():
+        found = dispatch.backend(name)
+        if isinstance(found, Refusal):
+            lines.append(f"normx backend {name}: not usable: {found.reason}")
+        else:
+            targets = f" (targets {', '.join(found.targets())})" if found.targets() else ""
+            lines.append(f"normx backend {name}: {found.description()}{targets}")
+    return lines

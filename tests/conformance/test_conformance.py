@@ -1,0 +1,3 @@
+"""The whole conformance suite, on the library chosen with ``--library``."""
+
+from normx.testing.conformance import *  # noqa: F403
