@@ -384,14 +384,19 @@ def entry_point(name: str) -> Callable[..., Any]:
 
 _NOTHING: Mapping[str, Any] = {}
 
-#: Every function's plans; `clear_caches` empties them.
+#: Every function's plans.
 caches: list[dict[Any, _Bound]] = []
+
+
+def forget_plans() -> None:
+    """Forget what was bound: the next call asks the backends again."""
+    for plans in caches:
+        plans.clear()
 
 
 def clear_caches() -> None:
     """Forget plans, plugins and the environment: the next call looks again."""
-    for plans in caches:
-        plans.clear()
+    forget_plans()
     for cached in (_plugins, _loaded, _library_of_type, _generic, _from_environment):
         cached.cache_clear()
 

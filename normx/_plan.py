@@ -79,12 +79,6 @@ class Plan:
             return self.shape
         return tuple(size for i, size in enumerate(self.shape) if i not in self.axis)
 
-    @property
-    def row_is_void(self) -> bool:
-        """Whether rows have length 0."""
-        return any(self.shape[i] == 0 for i in self.axis)
-
-
 class Prepared:
     """A plan with what surrounds the backend: casts, reshapes, checks of values."""
 

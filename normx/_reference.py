@@ -34,6 +34,9 @@ class ReferenceBackend(Backend):
         return "the formula in array-API code, on any library"
 
     def implementation(self, plan: Plan) -> Call | Refusal:
+        reason = plan.library.unsupported(plan)
+        if reason is not None:
+            return Refusal(reason)
         kernel = f"{plan.record.name}_formula__{plan.library.name}"
 
         def call(
@@ -71,7 +74,7 @@ def row_of(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, A
 def compute(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]) -> Any:
     """The formula, in float32 or wider, rounded once to the plan's dtype."""
     record, library, xp = plan.record, plan.library, plan.library.namespace()
-    if plan.row_is_void:
+    if 0 in plan.shape:
         fill = -xp.inf if record.log_space else 0.0
         return library.full(plan.result_shape, fill, plan.dtype, x)
     row, own = row_of(plan, x, where, parameters)

@@ -79,7 +79,7 @@ def vjp(
         )
         scores, where, arrays = prepared.arguments(x, params)
         with library.quiet():
-            if plan.row_is_void:
+            if 0 in plan.shape:
                 return {"x": xp.zeros_like(x)} | {k: xp.zeros_like(v) for k, v in passed.items()}
             row, own = row_of(plan, scores, where, arrays)
             cotangent = library.cast(xp.reshape(dy, form), row.dtype)
@@ -106,7 +106,7 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
     if row.temperature is not None:
         t = xp.where(row.temperature == 0, xp.inf, row.temperature)
         # Left-out and infinite scores have gradient 0; 0 * inf must not spoil the sum.
-        moment = row.sum(xp.where(gradient == 0, 0.0, gradient * row.scores))
+        moment = row.sum(gradient * xp.where(gradient == 0, 0.0, row.scores))
         chained["temperature"] = -moment / t / t
         gradient = gradient / t
     if plan.softcap is not None:

@@ -139,6 +139,10 @@ class Library(ABC):
     def cast(self, x: Array, dtype: str) -> Array:
         """`x` in another dtype, itself if it has that already."""
 
+    def unsupported(self, plan: Plan) -> str | None:
+        """Why a formula cannot run on its arrays; None if it can."""
+        return None
+
     @abstractmethod
     def full(self, shape: tuple[int, ...], value: float, dtype: str, like: Array) -> Array:
         """A constant array beside `like`."""

@@ -33,6 +33,13 @@ class JaxLibrary(ArrayAPILibrary):
 
         return not isinstance(x, jax.core.Tracer)
 
+    def dtype(self, name: str) -> Any:
+        import jax
+
+        if name == "float64" and not jax.config.jax_enable_x64:
+            raise AttributeError("float64 needs jax_enable_x64")
+        return super().dtype(name)
+
     def device(self, x: Any) -> Any:
         # A tracer has no device, and only XLA knows where it will run.
         return super().device(x) if self.is_concrete(x) else None

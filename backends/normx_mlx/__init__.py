@@ -28,6 +28,10 @@ class MLXLibrary(ArrayAPILibrary):
     def full(self, shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Any:
         return self.namespace().full(shape, value, dtype=self.dtype(dtype))
 
+    def from_numpy(self, x: Any) -> Any:
+        # Without a dtype, float64 would become float32.
+        return self.namespace().array(x, dtype=self.dtype(x.dtype.name))
+
     def to_numpy(self, x: Any) -> Any:
         if x.dtype == self.namespace().bfloat16:  # no buffer format stands for it
             return numpy_library.cast(np.asarray(self.cast(x, "float32")), "bfloat16")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 
+from normx._dispatch import forget_plans
 from normx._plan import Plan
 from normx.plugins import Backend, Call, Refusal
 
@@ -24,14 +26,22 @@ class NativeBackend(Backend):
 
     name = "native"
 
+    def __init__(self) -> None:
+        #: "auto" chooses by length and layout; see `use_algorithm`.
+        self.algorithm = "auto"
+
     def unusable(self) -> str | None:
         return _missing if _core is None else None
 
     def description(self) -> str:
-        return f"SIMD kernels for {_core.target()}, {_core.num_threads()} threads"
+        threads = _core.num_threads()
+        return f"SIMD kernels for {_core.target()}, {threads} thread{'s' * (threads != 1)}"
 
     def targets(self) -> Sequence[str]:
         return tuple(name for name, compiled, supported in _core.targets() if compiled and supported)
+
+    def use_target(self, target: str) -> AbstractContextManager[None]:
+        return use_target(target)
 
     def num_threads(self) -> int:
         return int(_core.num_threads())
@@ -41,13 +51,14 @@ class NativeBackend(Backend):
 
     def implementation(self, plan: Plan) -> Call | Refusal:
         if plan.library.name != "numpy":
-            return Refusal(f"reads NumPy arrays, not yet those of {plan.library.name}")
+            return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
         name = plan.record.name
         if not any(op == name and dtype == plan.dtype for op, dtype, _ in _core.kernels()):
             return Refusal(f"has no kernel for {name} of {plan.dtype}")
-        extra = sorted(plan.parameters | {flag for flag in ("return_sign",) if plan.flags.get(flag)})
-        if plan.softcap is not None:
-            extra.append("softcap")
+        # What the kernels do not know; the formula does.
+        extra = sorted(plan.parameters)
+        extra += ["softcap"] * (plan.softcap is not None)
+        extra += ["return_sign"] * plan.flags.get("return_sign", False)
         if extra:
             return Refusal(f"its {name} has no {' and no '.join(extra)}")
         run = _core.Call(
@@ -57,23 +68,89 @@ class NativeBackend(Backend):
             plan.axis,
             has_where=plan.where is not None,
             empty=plan.empty,
-            algorithm=_algorithm,
+            algorithm=self.algorithm,
         ).run
-        shape, dtype, masked = plan.result_shape, plan.library.dtype(plan.dtype), plan.where is not None
-        empty = np.empty
+        shape, dtype = plan.result_shape, plan.library.dtype(plan.dtype)
+        empty, broadcast_to = np.empty, np.broadcast_to
 
         def call(
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
         ) -> tuple[Array, str]:
             if out is None:
                 out = empty(shape, dtype)
-            if masked:
-                return out, run(x, out, np.broadcast_to(where, x.shape))
-            return out, run(x, out)
+            if where is None:
+                return out, run(x, out)
+            return out, run(x, out, broadcast_to(where, x.shape))
 
         return call
 
 
-_algorithm = "auto"
-
 backend = NativeBackend()
+
+
+def algorithms(function: str) -> tuple[str, ...]:
+    """The algorithms that compute `function`, side by side, for study.
+
+    Parameters
+    ----------
+    function : str
+        Name of a function of normx.
+
+    Returns
+    -------
+    tuple of str
+        Names for `use_algorithm`; empty where there is no choice.
+    """
+    if _core is None:
+        return ()
+    found = dict.fromkeys(algorithm for op, _, algorithm in _core.kernels() if op == function)
+    return tuple(found)
+
+
+@contextmanager
+def use_algorithm(name: str) -> Iterator[None]:
+    """Compute with one algorithm inside the ``with`` block, whatever the length.
+
+    For study: it is one setting for the whole process.
+
+    Parameters
+    ----------
+    name : str
+        One of `algorithms`, or "auto".
+
+    Raises
+    ------
+    ValueError
+        At the call, if the function has no such algorithm.
+    """
+    before, backend.algorithm = backend.algorithm, name
+    forget_plans()
+    try:
+        yield
+    finally:
+        backend.algorithm = before
+        forget_plans()
+
+
+@contextmanager
+def use_target(name: str) -> Iterator[None]:
+    """Compute with one instruction set inside the ``with`` block.
+
+    For tests and study: it is one setting for the whole process.
+
+    Parameters
+    ----------
+    name : str
+        One of the backend's targets, such as "avx2".
+
+    Raises
+    ------
+    RuntimeError
+        If it was not compiled, or this CPU lacks it.
+    """
+    before = _core.target()
+    _core.set_target(name)
+    try:
+        yield
+    finally:
+        _core.set_target(before)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from normx._libraries import ArrayAPILibrary, numpy_library
+from normx._plan import Plan
 
 
 def _namespace() -> Any:
@@ -19,7 +20,7 @@ class SparseLibrary(ArrayAPILibrary):
     """sparse.COO whose missing entries are -inf: left out, with weight 0."""
 
     def check(self, x: Any) -> str | None:
-        if x.dtype == bool or x.fill_value == -np.inf:
+        if x.dtype == bool or x.fill_value == -np.inf:  # a mask, or scores
             return None
         return (
             f"a sparse array with fill value {x.fill_value}, whose weights would not be sparse; "
@@ -34,7 +35,12 @@ class SparseLibrary(ArrayAPILibrary):
         return self.namespace().COO.from_numpy(x, fill_value=missing)
 
     def to_numpy(self, x: Any) -> Any:
-        return x.todense()
+        return x.todense() if hasattr(x, "todense") else np.asarray(x)
+
+    def unsupported(self, plan: Plan) -> str | None:
+        if plan.parameters - {"temperature"}:
+            return "a sparse array has one fill value, which other numbers would change; pass x.todense()"
+        return None
 
 
 library = SparseLibrary("sparse", _namespace)

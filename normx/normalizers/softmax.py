@@ -284,16 +284,19 @@ def _logsumexp(
         if not return_sign:
             return value
         return value, xp.where(top == -xp.inf, 0.0, xp.where(xp.isnan(top), top, 1.0))
-    z, b = row.scores, xp.ones_like(row.scores) if b is None else b
     is_complex = row.dtype.startswith("complex")
-    if is_complex:
-        b = row.library.cast(b, row.dtype)
-    if row.kept is not None:
-        b = xp.where(row.kept, b, 0.0)
-    z = xp.where(b == 0, -xp.inf, z)
+    z = row.scores
+    terms = xp.exp(z)
+    if b is None:
+        b = xp.ones_like(z)
+    else:
+        b = row.library.cast(b, row.dtype) if is_complex else b
+        b = b if row.kept is None else xp.where(row.kept, b, 0.0)
+        z = xp.where(b == 0, -xp.inf, z)  # a factor 0 leaves out whatever z holds
+        terms = xp.where(b == 0, 0.0, b * terms)
     value, sign = (_log_of_complex_sum if is_complex else _log_of_signed_sum)(row, z, b)
     # With an infinite term the sum itself says what its logarithm is.
-    total = xp.sum(xp.where(b == 0, 0.0, b * xp.exp(z)), axis=row.axis, keepdims=True)
+    total = xp.sum(terms, axis=row.axis, keepdims=True)
     infinite = ~xp.isfinite(value)
     sign = xp.where(infinite, xp.sign(total), sign)
     if return_sign:
@@ -301,6 +304,15 @@ def _logsumexp(
         return xp.where(infinite, size, xp.real(value) if is_complex else value), sign
     value = xp.where(infinite, xp.log(total), value)
     return value if is_complex else xp.where(sign < 0, xp.nan, value)
+
+
+def _log(xp: Any, x: Array) -> Array:
+    """Logarithm of x >= 0; 0 raises no flag on the way to -inf."""
+    return xp.where(x == 0, -xp.inf, xp.log(xp.where(x == 0, 1.0, x)))
+
+
+def _log1p(xp: Any, x: Array) -> Array:
+    return xp.log1p(xp.where(x == -1, 0.0, x))
 
 
 def _log_of_signed_sum(row: Row, z: Array, b: Array) -> tuple[Array, Array]:
@@ -312,8 +324,9 @@ def _log_of_signed_sum(row: Row, z: Array, b: Array) -> tuple[Array, Array]:
     rest = row.sum(xp.where(is_top, 0.0, b * xp.exp(z - xp.where(xp.isfinite(top), top, 0.0))))
     cancelled = pivot == 0
     ratio = rest / xp.where(cancelled, 1.0, pivot)
-    size = xp.log(xp.abs(pivot)) + xp.log1p(xp.where(ratio < -1, -ratio - 2.0, ratio))
-    size = xp.where(cancelled, xp.log(xp.abs(rest)), size)
+    folded = xp.where(ratio < -1, -ratio - 2.0, ratio)  # |1 + ratio| = 1 + folded
+    size = _log(xp, xp.where(cancelled, xp.abs(rest), xp.abs(pivot)))
+    size = size + xp.where(cancelled, 0.0, xp.where(folded == -1, -xp.inf, _log1p(xp, folded)))
     return top + size, xp.where(cancelled, xp.sign(rest), xp.sign(pivot) * xp.sign(1.0 + ratio))
 
 

@@ -131,7 +131,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if not cases:
             raise pytest.UsageError("no backend and library fit --backend and --library")
         wanted: Callable[[Case], bool] = getattr(metafunc.function, "applies_to", lambda case: True)
-        metafunc.parametrize("case", [case for case in cases if wanted(case)], ids=str)
+        cases = [case for case in cases if wanted(case)]
+        if "law" in metafunc.fixturenames:
+            pairs = [(case, law) for case in cases for law in case.record.laws]
+            metafunc.parametrize("case,law", pairs, ids=[f"{case}-{law}" for case, law in pairs])
+        else:
+            metafunc.parametrize("case", cases, ids=str)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
