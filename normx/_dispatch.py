@@ -55,7 +55,10 @@ def _loaded(group: str, name: str) -> Any:
 
 def backend_names() -> tuple[str, ...]:
     """Every backend that is installed, normx's own reference first."""
-    return ("reference", *(name for name in sorted(_plugins("normx.backends")) if name != "reference"))
+    return (
+        "reference",
+        *(name for name in sorted(_plugins("normx.backends")) if name != "reference"),
+    )
 
 
 def backend(name: str) -> Backend | Refusal:
@@ -73,7 +76,7 @@ def backend(name: str) -> Backend | Refusal:
         raise ValueError(f"unknown backend {name!r}; known are {known}")
     try:
         found: Backend = _loaded("normx.backends", name)
-    except Exception as error:  # a broken plugin must not break the others
+    except Exception as error:  # noqa: BLE001  # a broken plugin must not break the others
         return Refusal(f"cannot be loaded: {error}")
     reason = found.unusable()
     return found if reason is None else Refusal(reason)
@@ -82,13 +85,24 @@ def backend(name: str) -> Backend | Refusal:
 # -------------------------------------------------------------- libraries
 
 
-@cache
+#: Libraries by array type; None for types of no known library.
+_by_type: dict[type, Library | None] = {}
+
+
 def _library_of_type(kind: type) -> Library | None:
     """The library of a type, found by the names of its and its bases' root modules."""
+    try:
+        return _by_type[kind]
+    except KeyError:
+        found = _by_type[kind] = _search(kind)
+        return found
+
+
+def _search(kind: type) -> Library | None:
+    if issubclass(kind, np.ndarray | np.generic):
+        return numpy_library
     for base in kind.__mro__:
         root = base.__module__.partition(".")[0]
-        if root == "numpy" and issubclass(kind, np.ndarray | np.generic):
-            return numpy_library
         if root in _plugins("normx.libraries"):
             found: Library = _loaded("normx.libraries", root)
             return found
@@ -295,9 +309,8 @@ def _form(value: Any) -> Any:
     """What a plan depends on of a keyword: the value of a constant, the form of an array."""
     if value is None:
         return None
-    dtype = getattr(value, "dtype", None)
-    if dtype is not None and getattr(value, "ndim", 0):
-        return type(value), tuple(value.shape), dtype, getattr(value, "device", None)
+    if hasattr(value, "dtype") and not isinstance(value, np.generic):
+        return type(value), tuple(value.shape), value.dtype, getattr(value, "device", None)
     return type(value), value
 
 
@@ -360,13 +373,16 @@ def entry_point(name: str) -> Callable[..., Any]:
     def function(x: Any, /, **keywords: Any) -> Any:
         kind = type(x)
         library = library_of_type(kind)
-        try:
-            key = (kind, library.key(x), chosen())  # type: ignore[union-attr]
-            if keywords:
-                key += tuple((name, _form(value)) for name, value in keywords.items())  # type: ignore[assignment]
-            bound = plans.get(key)
-        except (AttributeError, TypeError):  # no array, or an option that cannot be a key
-            key, bound = None, None  # type: ignore[assignment]
+        key: Any = None
+        bound = None
+        if library is not None:
+            try:
+                key = (kind, library.key(x), chosen())
+                if keywords:
+                    key += tuple((word, _form(value)) for word, value in keywords.items())
+                bound = plans.get(key)
+            except TypeError:  # an option that cannot be part of a key: a list, say
+                key = None
         if bound is None:
             record = record_of(name)
             library, x = _arrive(record, x)
@@ -397,7 +413,8 @@ def forget_plans() -> None:
 def clear_caches() -> None:
     """Forget plans, plugins and the environment: the next call looks again."""
     forget_plans()
-    for cached in (_plugins, _loaded, _library_of_type, _generic, _from_environment):
+    _by_type.clear()
+    for cached in (_plugins, _loaded, _generic, _from_environment):
         cached.cache_clear()
 
 

@@ -138,7 +138,13 @@ def capabilities() -> tuple[Capability, ...]:
                     reason = answer.reason if isinstance(answer, Refusal) else ""
                     rows.append(
                         Capability(
-                            record.name, name, candidate, dtype, supported, record.vjp is not None, reason
+                            record.name,
+                            name,
+                            candidate,
+                            dtype,
+                            supported,
+                            record.vjp is not None,
+                            reason,
                         )
                     )
     return tuple(rows)

@@ -29,7 +29,10 @@ class ArrayAPILibrary(Library):
         return array_api_compat.device(x)
 
     def dtype(self, name: str) -> Any:
-        return getattr(self.namespace(), "bool_" if name == "bool" and not hasattr(self.namespace(), "bool") else name)
+        return getattr(
+            self.namespace(),
+            "bool_" if name == "bool" and not hasattr(self.namespace(), "bool") else name,
+        )
 
     def default_float(self) -> str:
         return dtype_name(self.namespace().asarray(1.0).dtype)

@@ -79,10 +79,20 @@ class Plan:
             return self.shape
         return tuple(size for i, size in enumerate(self.shape) if i not in self.axis)
 
+
 class Prepared:
     """A plan with what surrounds the backend: casts, reshapes, checks of values."""
 
-    __slots__ = ("plan", "direct", "_expand", "_result_dtype", "_keepdims", "_checks", "_constants", "_shape")
+    __slots__ = (
+        "_checks",
+        "_constants",
+        "_expand",
+        "_keepdims",
+        "_result_dtype",
+        "_shape",
+        "direct",
+        "plan",
+    )
 
     def __init__(
         self,
@@ -216,7 +226,9 @@ def prepare(
     for key, value in arrays.items():
         if value is None or (key == "temperature" and _is_number(value) and value == 1):
             continue
-        present[key] = _parameter(record, specs[key], library, x, value, constants, checks, library_of)
+        present[key] = _parameter(
+            record, specs[key], library, x, value, constants, checks, library_of
+        )
         if specs[key].complex and _is_complex(value):
             dtype = "complex128" if dtype in ("float64", "complex128") else "complex64"
             result_dtype = dtype
@@ -262,9 +274,7 @@ def prepare(
     )
 
 
-def _dtypes(
-    record: Record, library: Library, x: Array, get: Mapping[str, Any]
-) -> tuple[str, str]:
+def _dtypes(record: Record, library: Library, x: Array, get: Mapping[str, Any]) -> tuple[str, str]:
     """The dtype that is computed with, and that of the result."""
     came = dtype_name(x.dtype)
     if came in INTEGERS:
@@ -273,14 +283,20 @@ def _dtypes(
         working = came
     else:
         kinds = "real or complex" if record.complex else "real"
-        cure = "take its real part or its modulus" if came in COMPLEX else "cast it to float64 first"
+        cure = (
+            "take its real part or its modulus" if came in COMPLEX else "cast it to float64 first"
+        )
         raise wrong(TypeError, record.name, "x", described(x), f"an array of {kinds} numbers", cure)
     if get["dtype"] is None:
         return working, working
     wanted = dtype_name(get["dtype"])
     if wanted not in FLOATS:
         raise wrong(
-            TypeError, record.name, "dtype", repr(get["dtype"]), f"a floating dtype ({', '.join(FLOATS)})"
+            TypeError,
+            record.name,
+            "dtype",
+            repr(get["dtype"]),
+            f"a floating dtype ({', '.join(FLOATS)})",
         )
     if working in COMPLEX:
         return working, working
@@ -304,7 +320,7 @@ def _axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     entries = axis if isinstance(axis, tuple) else (axis,)
     normal = []
     for entry in entries:
-        if isinstance(entry, bool) or not isinstance(entry, numbers.Integral):
+        if isinstance(entry, bool) or not isinstance(entry, int | np.integer):
             raise wrong(TypeError, function, "axis", repr(axis), "an int, a tuple of ints or None")
         if ndim == 0 and entry in (0, -1):
             continue  # a number is a row of one entry
@@ -316,8 +332,8 @@ def _axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
         normal.append(int(entry) % ndim)
     if len(set(normal)) != len(normal):
         raise AxisError(
-            f"normx.{function}: `axis` must name each axis once, not {axis!r}, which repeats one of "
-            f"the {ndim} axes"
+            f"normx.{function}: `axis` must name each axis once, not {axis!r} for an array of "
+            f"{ndim} dimensions"
         )
     return tuple(sorted(normal))
 
@@ -367,7 +383,12 @@ def _parameter(
                 return
             if not bool(library.namespace().all(array >= minimum)):
                 raise wrong(
-                    ValueError, function, name, "an array with a smaller or NaN value", wanted, _cure(name)
+                    ValueError,
+                    function,
+                    name,
+                    "an array with a smaller or NaN value",
+                    wanted,
+                    _cure(name),
                 )
 
         checks.append(check)
@@ -423,7 +444,11 @@ def _broadcast(
         both = None
     if both is None or (not grow and both != shape):
         raise wrong(
-            ValueError, function, name, f"an array of shape {other}", f"broadcastable against shape {shape}"
+            ValueError,
+            function,
+            name,
+            f"an array of shape {other}",
+            f"broadcastable against shape {shape}",
         )
     return both
 
@@ -438,7 +463,11 @@ def _check_parameter_shape(
     padded = (1,) * (len(shape) - len(came)) + came
     if len(came) > len(shape):
         raise wrong(
-            ValueError, function, spec.name, f"an array of shape {came}", f"of at most {len(shape)} axes"
+            ValueError,
+            function,
+            spec.name,
+            f"an array of shape {came}",
+            f"of at most {len(shape)} axes",
         )
     if spec.shape == "row":
         rows = tuple(1 if i in axis else size for i, size in enumerate(shape))
@@ -452,7 +481,11 @@ def _check_parameter_shape(
                 "keep the reduced axes at size 1 (keepdims=True)",
             )
     elif spec.shape == "along":
-        outer = [(s, size) for i, (s, size) in enumerate(zip(padded, shape, strict=True)) if i not in axis]
+        outer = [
+            (s, size)
+            for i, (s, size) in enumerate(zip(padded, shape, strict=True))
+            if i not in axis
+        ]
         if any(s not in (1, size) for s, size in outer):
             raise wrong(
                 ValueError,
@@ -480,7 +513,9 @@ def _where(
         _same_home(function, "where", library, x, where, wanted, library_of)
         array = where
     if dtype_name(array.dtype) not in ("bool", "bool_"):
-        raise wrong(TypeError, function, "where", described(array), wanted, "compare it: where=mask != 0")
+        raise wrong(
+            TypeError, function, "where", described(array), wanted, "compare it: where=mask != 0"
+        )
     _broadcast(function, "where", shape, tuple(array.shape))
     return (1,) * (len(shape) - array.ndim) + tuple(array.shape)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from normx._options import RowOptions, SharedOptions, described, signature_with
 
@@ -39,7 +39,7 @@ class Paper:
     where: str
 
     def __str__(self) -> str:
-        return f"{self.authors}, \"{self.title}\", {self.where}, {self.year}."
+        return f'{self.authors}, "{self.title}", {self.where}, {self.year}.'
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def _define(options: type, **fields: Any) -> Callable[[F], F]:
         name = function.__name__
         if name in _REGISTRY:
             raise ValueError(f"a record named {name!r} is registered already; choose another name")
-        entry = entry_point(name)
+        entry: Any = entry_point(name)
         signature = signature_with(function, options)
         record = Record(
             name=name,
@@ -183,7 +183,7 @@ def _define(options: type, **fields: Any) -> Callable[[F], F]:
         entry.__module__ = function.__module__
         entry.__qualname__ = entry.__name__ = name
         _REGISTRY[name] = record
-        return entry
+        return cast(F, entry)
 
     return decorate
 

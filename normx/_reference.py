@@ -52,7 +52,9 @@ class ReferenceBackend(Backend):
         return call
 
 
-def row_of(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]) -> tuple[Row, dict[str, Any]]:
+def row_of(
+    plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]
+) -> tuple[Row, dict[str, Any]]:
     """The rows as the formula sees them, and the record's own parameters."""
     library, xp = plan.library, plan.library.namespace()
     dtype = _ARITHMETIC[plan.dtype]

@@ -61,7 +61,11 @@ def vjp(
     plan = prepared.plan
     if plan.dtype.startswith("complex") or record.vjp is None or plan.flags.get("return_sign"):
         raise wrong(
-            TypeError, "vjp", "f", f"{record.name} with complex numbers or a sign", "a real function"
+            TypeError,
+            "vjp",
+            "f",
+            f"{record.name} with complex numbers or a sign",
+            "a real function",
         )
     gradient_of = record.vjp
     xp = library.namespace()
@@ -71,7 +75,11 @@ def vjp(
         home, dy = _arrive(record, dy)
         if home is not library or tuple(dy.shape) != shape_of_y:
             raise wrong(
-                ValueError, "vjp", "dy", described(dy), f"an array of {library.name} of shape {shape_of_y}"
+                ValueError,
+                "vjp",
+                "dy",
+                described(dy),
+                f"an array of {library.name} of shape {shape_of_y}",
             )
         form = tuple(
             1 if i in plan.axis and record.kind == "reduction" else size

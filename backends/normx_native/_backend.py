@@ -12,10 +12,10 @@ from normx._dispatch import forget_plans
 from normx._plan import Plan
 from normx.plugins import Backend, Call, Refusal
 
+_missing: str | None = None
 try:
     from normx_native import _core
 except ImportError as error:
-    _core = None  # type: ignore[assignment]
     _missing = f"the compiled part is not installed ({error})"
 
 Array = Any
@@ -31,14 +31,16 @@ class NativeBackend(Backend):
         self.algorithm = "auto"
 
     def unusable(self) -> str | None:
-        return _missing if _core is None else None
+        return _missing
 
     def description(self) -> str:
         threads = _core.num_threads()
         return f"SIMD kernels for {_core.target()}, {threads} thread{'s' * (threads != 1)}"
 
     def targets(self) -> Sequence[str]:
-        return tuple(name for name, compiled, supported in _core.targets() if compiled and supported)
+        return tuple(
+            name for name, compiled, supported in _core.targets() if compiled and supported
+        )
 
     def use_target(self, target: str) -> AbstractContextManager[None]:
         return use_target(target)
@@ -50,6 +52,7 @@ class NativeBackend(Backend):
         _core.set_num_threads(count)
 
     def implementation(self, plan: Plan) -> Call | Refusal:
+        _core.num_threads()  # a wrong NORMX_NUM_THREADS is told now, not at the first large array
         if plan.library.name != "numpy":
             return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
         name = plan.record.name
@@ -101,7 +104,7 @@ def algorithms(function: str) -> tuple[str, ...]:
     tuple of str
         Names for `use_algorithm`; empty where there is no choice.
     """
-    if _core is None:
+    if _missing is not None:
         return ()
     found = dict.fromkeys(algorithm for op, _, algorithm in _core.kernels() if op == function)
     return tuple(found)
@@ -121,8 +124,11 @@ def use_algorithm(name: str) -> Iterator[None]:
     Raises
     ------
     ValueError
-        At the call, if the function has no such algorithm.
+        If no kernel has that name; at a call, if its function has no such algorithm.
     """
+    known = dict.fromkeys(["auto", *(algorithm for _, _, algorithm in _core.kernels())])
+    if name not in known:
+        raise ValueError(f"unknown algorithm {name!r}; known are {', '.join(known)}")
     before, backend.algorithm = backend.algorithm, name
     forget_plans()
     try:

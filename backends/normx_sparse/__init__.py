@@ -39,7 +39,7 @@ class SparseLibrary(ArrayAPILibrary):
 
     def unsupported(self, plan: Plan) -> str | None:
         if plan.parameters - {"temperature"}:
-            return "a sparse array has one fill value, which other numbers would change; pass x.todense()"
+            return "a sparse array has one fill value, which these would change; pass x.todense()"
         return None
 
 

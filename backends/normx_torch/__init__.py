@@ -36,7 +36,9 @@ class TorchLibrary(ArrayAPILibrary):
         return None
 
     def overlaps(self, out: Any, x: Any) -> bool:
-        same = out.data_ptr() == x.data_ptr() and out.stride() == x.stride() and out.shape == x.shape
+        same = (
+            out.data_ptr() == x.data_ptr() and out.stride() == x.stride() and out.shape == x.shape
+        )
         return not same and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import normx
+from normx._libraries import numpy_library
 from normx._plan import FLOATS
 from normx._record import Record
 from normx.laws import Law
@@ -30,8 +31,8 @@ __all__ = [
     "test_gradients",
     "test_input_is_unchanged",
     "test_integers",
-    "test_layouts",
     "test_laws",
+    "test_layouts",
     "test_lengths",
     "test_masks",
     "test_oracle",
@@ -75,7 +76,7 @@ def _expected(record: Record, sample: str, dtype: str) -> tuple[Array, tuple[Arr
     """The sample's scores in `dtype`, and the exact results."""
     chosen = _SAMPLES[sample]
     with np.errstate(over="ignore"):  # in half precision the largest scores are infinite
-        x = normx._dispatch.numpy_library.cast(chosen.rows, dtype)
+        x = numpy_library.cast(chosen.rows, dtype)
     return x, _with_scale(record, x, oracle(record, x, **chosen.keywords))
 
 
@@ -100,7 +101,9 @@ def check(case: Case, got: Array, exact: tuple[Array, Array], dtype: str) -> Non
     error = error_in_ulp(got, want, dtype, scale)
     if case.library.flushes_subnormals:
         tiny = float(np.finfo(np.float32).tiny)
-        error = np.where((np.abs(want) < 2 * tiny) & (np.abs(got.astype(np.float64)) < 2 * tiny), 0.0, error)
+        error = np.where(
+            (np.abs(want) < 2 * tiny) & (np.abs(got.astype(np.float64)) < 2 * tiny), 0.0, error
+        )
     worst = float(error.max(initial=0.0))
     budget = case.record.ulp[dtype]
     where = np.unravel_index(int(error.argmax()), error.shape) if error.size else ()
@@ -138,10 +141,10 @@ def test_lengths(case: Case) -> None:
 def test_special_values(case: Case, dtype: str) -> None:
     """Infinities and NaN by policy, the other rows untouched."""
     _needs(case, dtype)
-    x = normx._dispatch.numpy_library.cast(special_rows(), dtype)
+    x = numpy_library.cast(special_rows(), dtype)
     check(case, case.values(x, axis=-1), expected(case, x), dtype)
     for n in (1, 2, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 4097):
-        row = normx._dispatch.numpy_library.cast(np.full((1, n), -np.inf), dtype)
+        row = numpy_library.cast(np.full((1, n), -np.inf), dtype)
         check(case, case.values(row, axis=-1), expected(case, row), dtype)
 
 
@@ -164,7 +167,7 @@ def test_masks(case: Case, dtype: str) -> None:
     _needs(case, dtype)
     rng = np.random.default_rng(3)
     for n in (1, 5, 16, 33, 128, 300):
-        x = normx._dispatch.numpy_library.cast(random_rows(n, 6, 4.0), dtype)
+        x = numpy_library.cast(random_rows(n, 6, 4.0), dtype)
         kept = rng.random(x.shape) < 0.6
         kept[0] = True
         kept[1] = False
@@ -195,7 +198,9 @@ def test_temperature_arrays(case: Case) -> None:
     _takes(case, {"temperature": 2.0})
     x = random_rows(33, 3, 10.0).astype(np.float32)
     t = np.array([[0.5], [1.0], [3.0]], np.float32)
-    want = np.concatenate([oracle(case.record, x[i : i + 1], temperature=t[i, 0]) for i in range(3)])
+    want = np.concatenate(
+        [oracle(case.record, x[i : i + 1], temperature=t[i, 0]) for i in range(3)]
+    )
     check(case, case.values(x, temperature=t), (want, want), "float32")
 
 
@@ -264,7 +269,7 @@ def test_layouts(case: Case) -> None:
     """Views of every kind give the bits of a contiguous copy."""
     base = random_rows(40 * 40, 1, 3.0).reshape(40, 40).astype(np.float32)
     for dtype in ("float32", "float64", "float16", "bfloat16"):
-        x = normx._dispatch.numpy_library.cast(base, dtype)
+        x = numpy_library.cast(base, dtype)
         packed = np.zeros(x.nbytes + 1, np.uint8)
         misaligned = packed[1:].view(x.dtype).reshape(x.shape)
         misaligned[...] = x
@@ -321,7 +326,7 @@ def test_out(case: Case) -> None:
 def test_dtype_of_the_result(case: Case, dtype: str) -> None:
     """The dtype stays, on every axis; `dtype` sets it."""
     _needs(case, dtype)
-    x = normx._dispatch.numpy_library.cast(random_rows(12, 4), dtype)
+    x = numpy_library.cast(random_rows(12, 4), dtype)
     for axis in (0, 1, None, (0, 1)):
         assert case.values(x, axis=axis).dtype.name == dtype
     for wanted in FLOATS:
@@ -406,7 +411,9 @@ def _check_gradient(case: Case, x: Array, keywords: dict[str, Any], rng: Any) ->
 
     def f(scores: Array, **others: Any) -> Array:
         arrays = {k: case.array(v) if isinstance(v, np.ndarray) else v for k, v in others.items()}
-        return library.to_numpy(record.function(case.array(scores), axis=-1, backend="reference", **arrays))
+        return library.to_numpy(
+            record.function(case.array(scores), axis=-1, backend="reference", **arrays)
+        )
 
     arrays = {k: case.array(v) if isinstance(v, np.ndarray) else v for k, v in keywords.items()}
     y, pullback = normx.vjp(record.function, case.array(x), axis=-1, **arrays)
@@ -420,7 +427,7 @@ def _check_gradient(case: Case, x: Array, keywords: dict[str, Any], rng: Any) ->
 
     floating = [k for k, v in keywords.items() if isinstance(v, np.ndarray) and v.dtype != bool]
     assert set(gradients) == {"x", *floating}
-    for name in gradients:
+    for name, gradient in gradients.items():
         base = x if name == "x" else keywords[name]
         numeric = np.zeros_like(base)
         for index in np.ndindex(base.shape):
@@ -429,9 +436,13 @@ def _check_gradient(case: Case, x: Array, keywords: dict[str, Any], rng: Any) ->
             for sign in (1.0, -1.0):
                 moved = base.copy()
                 moved[index] += sign * step
-                ends.append(loss(moved, keywords) if name == "x" else loss(x, {**keywords, name: moved}))
+                ends.append(
+                    loss(moved, keywords) if name == "x" else loss(x, {**keywords, name: moved})
+                )
             numeric[index] = (ends[0] - ends[1]) / (2 * step)
-        assert gradients[name].shape == base.shape
-        np.testing.assert_allclose(gradients[name], numeric, rtol=1e-6, atol=1e-8, err_msg=f"{name} {keywords}")
+        assert gradient.shape == base.shape
+        np.testing.assert_allclose(
+            gradient, numeric, rtol=1e-6, atol=1e-8, err_msg=f"{name} {keywords}"
+        )
     if "where" in keywords:
         assert np.all(gradients["x"][~keywords["where"]] == 0.0), "a left-out entry has a gradient"

@@ -72,7 +72,11 @@ def _row(record: Record, x: Array, kept: Array, empty: str, parameters: Mapping[
             return np.array([-np.inf])
         receives = kept if kept.any() else np.ones_like(kept)
         share = 1.0 / receives.sum()
-        fill = {"zero": zero, "nan": np.nan, "uniform": np.log(share) if record.log_space else share}
+        fill = {
+            "zero": zero,
+            "nan": np.nan,
+            "uniform": np.log(share) if record.log_space else share,
+        }
         return np.where(receives, fill[empty], y)
     limit = scores.max() == np.inf
     if limit and reduce:

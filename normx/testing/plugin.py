@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from normx import _dispatch as dispatch
+from normx._libraries import numpy_library
 from normx._record import Record, registry
 from normx.plugins import Backend, Library, Refusal
 
@@ -40,7 +41,7 @@ class Case:
         """NumPy values as an array of the library."""
         values = np.asarray(values)
         if dtype is not None:
-            values = dispatch.numpy_library.cast(values, dtype)
+            values = numpy_library.cast(values, dtype)
         return self.library.from_numpy(values)
 
     def has(self, dtype: str) -> bool:
@@ -72,7 +73,9 @@ class Case:
 
     def values(self, x: Array, /, **keywords: Any) -> Array:
         """As `run`, on NumPy values: NumPy values come back."""
-        keywords = {k: self.array(v) if isinstance(v, np.ndarray) else v for k, v in keywords.items()}
+        keywords = {
+            k: self.array(v) if isinstance(v, np.ndarray) else v for k, v in keywords.items()
+        }
         y = self.run(self.array(x), **keywords)
         if isinstance(y, tuple):
             return tuple(self.library.to_numpy(part) for part in y)
@@ -109,7 +112,9 @@ def _cases(config: pytest.Config) -> Iterator[Case]:
     for name in asked or ():
         found = dispatch.backend(name)
         if isinstance(found, Refusal):
-            raise pytest.UsageError(f"backend {name!r} was asked for and is not usable: {found.reason}")
+            raise pytest.UsageError(
+                f"backend {name!r} was asked for and is not usable: {found.reason}"
+            )
     for record in registry().values():
         for library in _libraries(config):
             for name in library.preference:

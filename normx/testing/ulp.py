@@ -9,7 +9,12 @@ import numpy as np
 Array = Any
 
 #: Significant bits and smallest normal exponent of each dtype.
-_FORMAT = {"float16": (11, -14), "bfloat16": (8, -126), "float32": (24, -126), "float64": (53, -1022)}
+_FORMAT = {
+    "float16": (11, -14),
+    "bfloat16": (8, -126),
+    "float32": (24, -126),
+    "float64": (53, -1022),
+}
 
 
 def spacing(value: Array, dtype: str) -> Array:
@@ -44,7 +49,9 @@ def error_in_ulp(got: Array, want: Array, dtype: str, scale: Array | None = None
     want = np.asarray(want, np.longdouble)
     same = (got == want) | (np.isnan(got) & np.isnan(want))
     # What overflows the dtype is right as an infinity.
-    largest = {"float16": 65520.0, "bfloat16": 3.3961775e38, "float32": 3.4028236e38}.get(dtype, np.inf)
+    largest = {"float16": 65520.0, "bfloat16": 3.3961775e38, "float32": 3.4028236e38}.get(
+        dtype, np.inf
+    )
     same |= np.isinf(got) & (np.abs(want) >= largest) & (np.sign(got) == np.sign(want))
     with np.errstate(invalid="ignore"):
         error = np.abs(got - want) / spacing(want if scale is None else scale, dtype)

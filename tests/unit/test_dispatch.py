@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_explain_says_who_and_why():
 def test_explain_refuses_what_the_call_refuses():
     with pytest.raises(IndexError):
         normx.explain(normx.softmax, X, axis=5)
-    with pytest.raises(TypeError, match="known are softmax"):
+    with pytest.raises(TypeError, match=r"known are softmax"):
         normx.explain("softmux", X)
 
 
@@ -139,12 +140,17 @@ def plugins(monkeypatch):
             return self.value
 
     entries = {
-        "normx.backends": {"loopback": Entry(Loopback()), "broken": Entry(ImportError("no driver"))},
+        "normx.backends": {
+            "loopback": Entry(Loopback()),
+            "broken": Entry(ImportError("no driver")),
+        },
         "normx.libraries": {},
     }
     dispatch.clear_caches()
     monkeypatch.setattr(dispatch, "_plugins", lambda group: entries[group])
-    monkeypatch.setattr(dispatch.numpy_library, "preference", ("broken", "loopback", "reference"), raising=False)
+    monkeypatch.setattr(
+        dispatch.numpy_library, "preference", ("broken", "loopback", "reference"), raising=False
+    )
     monkeypatch.setattr(dispatch, "_loaded", lambda group, name: entries[group][name].load())
     yield
     dispatch.forget_plans()
@@ -160,7 +166,7 @@ def test_a_third_party_backend_is_no_different(plugins):
     explained = str(normx.explain(normx.softmax, X, softcap=2.0))
     assert "broken     refused: cannot be loaded: no driver" in explained
     assert "loopback   refused: no softcap" in explained
-    with pytest.raises(TypeError, match="not loopback: no softcap"):
+    with pytest.raises(TypeError, match=r"not loopback: no softcap"):
         normx.softmax(X, softcap=2.0, backend="loopback")
     assert not normx.backends()["broken"].usable
     assert "no driver" in str(normx.backends()["broken"])
@@ -177,7 +183,13 @@ def test_signature_and_help_spell_the_options_out(f):
         assert f"\n{name} : {option.type}" in f.__doc__
     for section in ("Parameters", "Returns", "Raises", "Notes", "References", "Examples"):
         assert f"\n{section}\n---" in f.__doc__, section
-    assert "{" not in f.__doc__.replace("{\"zero\"", "").replace(r"\frac{", "").replace("{x_", "").split(".. math")[0]
+    assert (
+        "{"
+        not in f.__doc__.replace('{"zero"', "")
+        .replace(r"\frac{", "")
+        .replace("{x_", "")
+        .split(".. math")[0]
+    )
     for parameter in parameters:
         assert f"\n{parameter} :" in f.__doc__, parameter
 
@@ -207,9 +219,10 @@ def test_capabilities_are_what_runs():
 def test_extras_and_plugins_agree():
     """Every library plugin has an extra that installs the library."""
     tomllib = pytest.importorskip("tomllib")
-    path = os.path.join(os.path.dirname(__file__), "..", "..", "pyproject.toml")
-    with open(path, "rb") as file:
-        project = tomllib.load(file)["project"]
+    path = Path(__file__).parents[2] / "pyproject.toml"
+    if not path.exists():
+        pytest.skip("the installed package is tested, without its pyproject.toml")
+    project = tomllib.loads(path.read_text())["project"]
     libraries = set(project["entry-points"]["normx.libraries"]) - dispatch._ALIASES
     assert libraries <= set(project["optional-dependencies"])
 

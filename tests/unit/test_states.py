@@ -10,7 +10,9 @@ from normx._row import Row
 from normx.normalizers.softmax import _log_softmax, _softmax
 from normx.states import MAX_SUM
 
-scores = st.lists(st.floats(-200, 200) | st.sampled_from([-np.inf, 0.0, 1e-3]), min_size=1, max_size=40)
+scores = st.lists(
+    st.floats(-200, 200) | st.sampled_from([-np.inf, 0.0, 1e-3]), min_size=1, max_size=40
+)
 
 
 def row(x):

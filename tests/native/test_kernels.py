@@ -1,0 +1,146 @@
+"""Every kernel of the list runs under every target of this CPU, proven by the trace."""
+
+import numpy as np
+import pytest
+from normx_native import _core, algorithms, use_algorithm, use_target
+
+import normx
+from normx import _dispatch as dispatch
+from normx._record import record_of
+from normx.testing.conformance import check, expected
+from normx.testing.plugin import Case
+from normx.testing.samples import random_rows
+
+TARGETS = dispatch.backend("native").targets()
+KERNELS = _core.kernels()
+SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
+
+
+def where_it_runs(algorithm, x):
+    """Scores, axis and mask that lead to a kernel; the rows are those of `x` in every case."""
+    mask = np.ones(x.shape, bool)
+    if algorithm == "columns":
+        return np.ascontiguousarray(x.T), 0, None
+    if algorithm == "packed":
+        return x, 1, mask
+    return x, 1, None
+
+
+def run(record, x, algorithm, dtype):
+    scores, axis, mask = where_it_runs(algorithm, x)
+    scores = dispatch.numpy_library.cast(scores, dtype)
+    rows = scores.T if axis == 0 else scores
+    chosen = "auto" if algorithm in ("columns", "packed") else algorithm
+    keywords = {} if mask is None else {"where": mask}
+    with use_algorithm(chosen), normx.trace() as ran:
+        y = record.function(scores, axis=axis, backend="native", **keywords)
+    return rows, (y.T if axis == 0 else y), ran[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kernel", KERNELS, ids="_".join)
+def test_every_kernel_on_every_target(kernel, target):
+    op, dtype, algorithm = kernel
+    record = record_of(op)
+    case = Case(record, dispatch.numpy_library, "native", "eager", target)
+    for n in (2, 7, 130, 1000, 40_000):
+        x = random_rows(n, 20 if n < 2000 else 3, 4.0)
+        with use_target(target):
+            rows, y, ran = run(record, x, algorithm, dtype)
+        assert ran.kernel == f"{op}_{SHORT[dtype]}_{algorithm}" and ran.target == target
+        check(case, y, expected(case, np.ascontiguousarray(rows)), dtype)
+
+
+def test_the_targets_of_this_cpu_are_all_there():
+    flags = {name: (compiled, supported) for name, compiled, supported in _core.targets()}
+    assert flags["scalar"] == (True, True)
+    assert _core.target() == [name for name, pair in flags.items() if pair == (True, True)][-1]
+
+
+def test_unknown_targets_and_algorithms_are_refused():
+    with pytest.raises(RuntimeError, match=r"avx512.*scalar|scalar.*avx512"):
+        _core.set_target("avx1024")
+    with (
+        pytest.raises(ValueError, match=r"unknown algorithm 'threepass'; known are auto, reload"),
+        use_algorithm("threepass"),
+    ):
+        pass
+    with use_algorithm("twopass"), pytest.raises(ValueError, match=r"twopass"):
+        normx.logsumexp(np.zeros(3, np.float32), backend="native")
+    assert "reload" in algorithms("softmax") and algorithms("nothing") == ()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_algorithms_and_layouts_give_the_same_bits(target, dtype):
+    rng = np.random.default_rng(1)
+    for n in (1, 5, 16, 127, 128, 129, 4096, 16_384, 16_385, 50_257):
+        for spread, offset in ((1.0, 0.0), (30.0, 0.0), (2.0, 300.0), (5.0, -4094.0), (1.0, 1e5)):
+            x = rng.normal(offset, spread, (3, n)).astype(dtype)
+            with use_target(target):
+                results = {}
+                for algorithm in ("reload", "recompute", "twopass", "online"):
+                    with use_algorithm(algorithm):
+                        results[algorithm] = normx.softmax(x, backend="native")
+                results["columns"] = normx.softmax(np.asfortranarray(x), backend="native")
+                results["packed"] = normx.softmax(x, where=np.ones(n, bool), backend="native")
+                wide = np.zeros((3, 2 * n), dtype)
+                wide[:, ::2] = x
+                results["strided"] = normx.softmax(wide[:, ::2], backend="native")
+            for name, got in results.items():
+                different = int((got != results["reload"]).sum())
+                assert not different, (
+                    f"{name}: {different} of {got.size} bits differ, n={n}, around {offset}"
+                )
+
+
+@pytest.mark.parametrize(
+    "f", [normx.softmax, normx.log_softmax, normx.logsumexp], ids=lambda f: f.__name__
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_a_row_has_the_same_bits_everywhere(f, dtype):
+    """Alone, in a batch, at any alignment, on one thread or two."""
+    before = normx.get_num_threads()
+    keywords = {"axis": -1, "backend": "native"}
+    try:
+        for n in (1, 3, 33, 1000, 40_001):
+            rows = dispatch.numpy_library.cast(
+                random_rows(n, 1 if n > 2000 else 40, 3.0, seed=n), dtype
+            )
+            alone = [f(row.copy(), **keywords) for row in rows]
+            for threads in (1, 2):
+                normx.set_num_threads(threads)
+                batch = np.concatenate([rows] * (1 if n < 2000 else 9))
+                for y, want in zip(f(batch, **keywords), alone * 9, strict=False):
+                    assert np.array_equal(y, want)
+            size = rows.dtype.itemsize
+            memory = np.zeros(rows[0].nbytes + 64 + size, np.uint8)
+            for offset in range(0, 64, 1 if n < 100 else 7):
+                view = memory[offset : offset + rows[0].nbytes].view(rows.dtype)
+                view[...] = rows[0]
+                assert np.array_equal(f(view, **keywords), alone[0]), f"offset {offset}"
+    finally:
+        normx.set_num_threads(before)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "f", [normx.softmax, normx.log_softmax, normx.logsumexp], ids=lambda f: f.__name__
+)
+def test_four_ulp_at_every_length(f, target):
+    """n = 1 ... 2^20 here, spreads 0.01 ... 100; tests/native/test_long.py goes to 2^26."""
+    case = Case(record_of(f), dispatch.numpy_library, "native", "eager", target)
+    for power in range(0, 21, 4):
+        for n in {max(2**power - 1, 1), 2**power, 2**power + 1}:
+            for spread in (0.01, 1.0, 10.0, 100.0):
+                x = random_rows(n, 1, spread, seed=power).astype(np.float32)
+                check(case, case.values(x, axis=-1), expected(case, x), "float32")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_float64_is_within_four_ulp(target):
+    case = Case(record_of("softmax"), dispatch.numpy_library, "native", "eager", target)
+    for n in (1, 100, 10_000, 1_000_000):
+        for spread in (0.01, 10.0, 100.0):
+            x = random_rows(n, 1, spread)
+            check(case, case.values(x, axis=-1), expected(case, x), "float64")
