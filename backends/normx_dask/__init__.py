@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from normx._libraries import ArrayAPILibrary, numpy_library
 
 
@@ -19,8 +21,18 @@ class DaskLibrary(ArrayAPILibrary):
     def dtype(self, name: str) -> Any:
         return numpy_library.dtype(name)
 
+    def cast(self, x: Any, dtype: str) -> Any:
+        # In the chunks, later: what overflows the dtype is an infinity, and no warning.
+        wanted = self.dtype(dtype)
+        return x if x.dtype == wanted else x.map_blocks(_quiet_cast, wanted, dtype=wanted)
+
     def is_concrete(self, x: Any) -> bool:
         return False
+
+
+def _quiet_cast(block: Any, dtype: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return block.astype(dtype)
 
 
 library = DaskLibrary("dask", _namespace)

@@ -15,24 +15,32 @@ import typer
 from typer.core import TyperGroup
 
 import normx
+from normx._plan import FLOATS
 from normx.cli import screen
 
 
 class OneLineErrors(TyperGroup):
     """A group of commands whose errors are one line."""
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            raise screen.allowed("command", args[0], self.commands)
+        return super().resolve_command(ctx, args)
+
     def main(
         self,
         args: Sequence[str] | None = None,
-        *rest: Any,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
         standalone_mode: bool = True,
+        windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
         if not standalone_mode:
-            return super().main(args, *rest, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         given = list(sys.argv[1:] if args is None else args)
         try:
-            code = super().main(args, *rest, standalone_mode=False, **extra)
+            code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except (KeyboardInterrupt, typer.Abort):
             _fail("stopped", 130)
         except Exception as error:
@@ -45,14 +53,14 @@ class OneLineErrors(TyperGroup):
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"normx: {message}", file=sys.stderr)
+    typer.echo(f"normx: {message}", err=True)
     sys.exit(code)
 
 
 app = typer.Typer(
     name="normx",
     cls=OneLineErrors,
-    help=f"{normx.__doc__}",
+    rich_markup_mode="markdown",  # reflows paragraphs
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -75,16 +83,19 @@ def normx_command(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
+    """The softmax family on every array library, at memory speed, right to the last few bits."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
-_Picture = Annotated[Path, typer.Option("--out", help="Where the picture goes.", metavar="PATH.png")]
+_FILE = "PATH.png"
 
 
 @app.command()
 def demo(
-    out: _Picture = Path("normx-demo.png"),
+    out: Annotated[Path, typer.Option(help="Where the picture goes.", metavar=_FILE)] = Path(
+        "normx-demo.png"
+    ),
     picture: Annotated[
         bool, typer.Option("--picture/--no-picture", help="Whether to draw a picture as well.")
     ] = True,
@@ -102,8 +113,8 @@ def demo(
     if picture:
         target(out)
         figure(1, 1)  # before the work: is matplotlib there?
-    x = samples.attention().scores
-    with screen.progress(len(registry()) * len(it.places())) as step:
+    x = samples.table_scores()
+    with screen.progress((1 + len(registry())) * len(it.places())) as step:
         lines = list(it.run(x, step))
     console = screen.console()
     console.print(it.table(lines, x))
@@ -141,12 +152,12 @@ def capabilities(
 
 @app.command()
 def plot(
-    function: Annotated[str, typer.Argument(help="A function of normx, such as softmax.")],
+    function: Annotated[
+        str, typer.Argument(help="A function of normx, such as softmax.", metavar="FUNCTION")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", help="Where the picture goes; normx-FUNCTION.png by default.", metavar="PATH.png"
-        ),
+        typer.Option(help="Where the picture goes; normx-FUNCTION.png by default.", metavar=_FILE),
     ] = None,
 ) -> None:
     """Draw a function's weights on one common row, and the largest weight as rows grow."""
@@ -161,13 +172,15 @@ def plot(
 
 @app.command()
 def bench(
-    function: Annotated[str, typer.Argument(help="A function of normx, such as softmax.")],
+    function: Annotated[
+        str, typer.Argument(help="A function of normx, such as softmax.", metavar="FUNCTION")
+    ],
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Sizes joined by x, such as 64x1024; may be repeated.", metavar="NxM"),
     ] = None,
     axis: Annotated[int | None, typer.Option(help="Reduced axis of every shape.")] = None,
-    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or float64.")] = "float32",
+    dtype: Annotated[str, typer.Option(help=f"One of {', '.join(FLOATS)}.")] = "float32",
     repeats: Annotated[int, typer.Option(help="Interleaved rounds.")] = 7,
     threads: Annotated[
         int, typer.Option(help="Threads of normx, torch, ONNX Runtime and, if possible, JAX.")
@@ -185,7 +198,7 @@ def bench(
     ] = None,
     json: Annotated[Path | None, typer.Option(help="Write all timings there.")] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Draw the comparison there.", metavar="PATH.png")
+        Path | None, typer.Option(help="Draw the comparison there.", metavar=_FILE)
     ] = None,
     algorithms: Annotated[
         bool,
@@ -193,9 +206,7 @@ def bench(
             "--algorithms", help="Compare the CPU kernels' algorithms on one row of growing length."
         ),
     ] = False,
-    max_size: Annotated[
-        int, typer.Option(help="Longest row of --algorithms.")
-    ] = 1 << 26,
+    max_size: Annotated[int, typer.Option(help="Longest row of --algorithms.")] = 1 << 26,
 ) -> None:
     """Time a function beside its peers, on the same data, in one interleaved run.
 
@@ -222,6 +233,8 @@ def bench(
     for table in report.tables(function, results, settings):
         console.print(table)
     console.print(report.footnote(settings), style="dim", markup=False)
+    busy = [score.busy_threads for result in results for score in result.scores]
+    _warn(report.disturbed(busy))
     if json is not None:
         report.write_json(json, report.as_json(function, results, settings))
     if plot is not None:
@@ -243,6 +256,7 @@ def _study(record: Any, settings: Any, max_size: int, json: Path | None, plot: P
     console.print(report.machine_line(), style="dim", markup=False)
     for table in it.tables(record.name, points, settings):
         console.print(table)
+    _warn(report.disturbed(p.busy_threads for p in points))
     if json is not None:
         content = report.as_json(record.name, [], settings)
         report.write_json(json, content | {"algorithms": [asdict(point) for point in points]})
@@ -259,7 +273,12 @@ def _check_files(json: Path | None, plot: Path | None) -> None:
         target(plot)
         figure(1, 1)
     if json is not None and not json.absolute().parent.is_dir():
-        raise screen.CommandError(f"there is no folder {str(json.parent)!r} to write {json.name!r} to")
+        raise screen.no_folder(json)
+
+
+def _warn(text: str) -> None:
+    if text:
+        screen.console().print(text, style="yellow", markup=False)
 
 
 def _say_where(json: Path | None, plot: Path | None) -> None:

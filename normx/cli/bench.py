@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from normx._plan import FLOATS
 from normx._record import Record, registry
 from normx.cli import machine, screen
 from normx.cli.exact import exact, largest_error, some_rows
-from normx.cli.peers import COPY, NORMX, PEERS, Entry, Job, LeftOut, Peer
+from normx.cli.peers import COPY, NORMX, PEERS, Entry, Job, LeftOutError, Peer
 from normx.cli.samples import required
 from normx.cli.timing import Contestant, interleave
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 #: Standard deviation of the scores, which are normal: rows are neither flat nor one-hot.
 SPREAD = 3.0
 IN_CACHE, IN_MEMORY = "in cache", "in memory"
@@ -136,8 +136,8 @@ def cases(shapes: Sequence[str], axis: int | None, ready: bool | None) -> list[C
 
 def check(settings: Settings) -> None:
     """Refuse settings that make no sense."""
-    if settings.dtype not in DTYPES:
-        raise screen.allowed("dtype", settings.dtype, DTYPES)
+    if settings.dtype not in FLOATS:
+        raise screen.allowed("dtype", settings.dtype, FLOATS)
     if settings.repeats < 1:
         raise screen.CommandError(f"--repeats must be at least 1, not {settings.repeats}")
     if settings.threads < 1:
@@ -235,11 +235,11 @@ def _run_case(
     with job.undo, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of peers, about dtypes and threads
         entries = _prepare(job, peers, result, step)
+        errors = _errors(job, entries, result)
         contestants = {
             name: Contestant(name, entry.calls, warm=place == IN_CACHE)
             for name, entry in entries.items()
         }
-        errors = _errors(job, entries)
         interleave(list(contestants.values()), settings.repeats, step)
     _tell(result, peers, entries, contestants, errors)
     return result
@@ -265,7 +265,7 @@ def _prepare(
             continue
         try:
             entries[peer.name] = peer.prepare(job)
-        except LeftOut as reason:
+        except LeftOutError as reason:
             result.left_out[peer.name] = str(reason)
         except Exception as error:  # a peer that breaks must not end the run of the others
             if peer is NORMX:
@@ -274,15 +274,22 @@ def _prepare(
     return entries
 
 
-def _errors(job: Job, entries: dict[str, Entry]) -> dict[str, float]:
-    """The largest error of everyone who computes something, in ULP."""
+def _errors(job: Job, entries: dict[str, Entry], result: Result) -> dict[str, float]:
+    """The largest error of everyone who computes something, in ULP.
+
+    Who answers in another dtype does another thing, and is left out.
+    """
     rows, places = some_rows(job.inputs[0], job.axis)
     want = exact(job.record, rows, {})
     errors = {}
-    for name, entry in entries.items():
+    for name, entry in list(entries.items()):
         if entry.result is None:
             continue
         y = np.asarray(entry.result())
+        if y.dtype.name != job.dtype:
+            result.left_out[name] = f"answers {job.dtype} with {y.dtype.name}"
+            del entries[name]
+            continue
         if job.record.kind == "reduction":
             got = y.reshape(-1)[places]
         else:

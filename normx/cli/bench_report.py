@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from normx.cli import machine, picture, screen
 from normx.cli.bench import SPREAD, Result, Score, Settings
 from normx.cli.exact import CHECKED
 from normx.cli.peers import COPY, NORMX
+
+#: Contestants whose version the report gives elsewhere.
+_OWN = (NORMX.name, COPY.name)
+#: Busy threads below which a contestant must have waited for a processor.
+_IDLE = 0.85
 
 
 def about_machine() -> dict[str, Any]:
@@ -53,19 +58,17 @@ def tables(function: str, results: Sequence[Result], settings: Settings) -> list
 
 
 def _table(function: str, result: Result, settings: Settings) -> Table:
-    left_out = "; ".join(f"{name}: {reason}" for name, reason in result.left_out.items())
-    shown = screen.table(
-        title(function, result, settings), caption=f"left out: {left_out}" if left_out else ""
-    )
+    ran = [f"{score.name} ran {score.ran}" for score in result.scores if score.ran]
+    left_out = [f"left out {name}: {reason}" for name, reason in result.left_out.items()]
+    shown = screen.table(title(function, result, settings), caption="; ".join([*ran, *left_out]))
     shown.add_column("contestant")
     shown.add_column("output")
     for header in ("median", "±", "÷ normx", "÷ copy", "error, ULP", "busy threads"):
         shown.add_column(header, justify="right")
-    shown.add_column("what ran", style="dim")
     for score in sorted(result.scores, key=lambda score: score.median):
         mine = score.name == NORMX.name
         shown.add_row(
-            score.name if score.name in (NORMX.name, COPY.name) else f"{score.name} {score.version}",
+            f"{score.name} {score.version}" if score.name not in _OWN else score.name,
             score.output,
             screen.seconds(score.median),
             "–" if np.isnan(score.spread) else f"{100 * score.spread:.0f} %",
@@ -73,7 +76,6 @@ def _table(function: str, result: Result, settings: Settings) -> Table:
             f"{screen.figures(score.ratio_to_copy or 0)}×",
             "–" if score.ulp is None else screen.ulps(score.ulp),
             f"{score.busy_threads:.1f}",
-            score.ran,
             style="bold" if mine else None,
         )
     return shown
@@ -82,12 +84,23 @@ def _table(function: str, result: Result, settings: Settings) -> Table:
 def footnote(settings: Settings) -> str:
     """How the numbers came about."""
     return (
-        f"Medians of {settings.repeats} interleaved rounds; ± is half the distance of the quartiles. "
-        "÷ normx and ÷ copy: time over that of normx and of copying the array (np.copyto; "
-        "ndarray.copy where the output is fresh). Above 1× is slower. "
+        f"Medians of {settings.repeats} interleaved rounds; ± is half the distance of the "
+        "quartiles. ÷ normx and ÷ copy: time over that of normx and of copying the array "
+        "(np.copyto; ndarray.copy where the output is fresh). Above 1× is slower. "
         f"Error: the largest on these scores (normal, standard deviation {SPREAD:g}; whole rows, "
         f"up to {CHECKED:,} entries), against the exact result. "
         "Busy threads: processor time over wall time."
+    )
+
+
+def disturbed(busy_threads: Iterable[float]) -> str:
+    """A warning if somebody else had the processors while contestants waited; else nothing."""
+    least = min(busy_threads)
+    if least >= _IDLE:
+        return ""
+    return (
+        f"A contestant got {least:.1f} of a processor: the machine was busy, "
+        "and the times are longer than on an idle one."
     )
 
 
@@ -166,7 +179,7 @@ def _bars(ax: Any, result: Result) -> None:
     # Room for the text beside the longest bar, on a logarithmic axis.
     ax.set_xlim(least, max(ratios) * (max(ratios) / least) ** 0.62)
     ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-    ax.xaxis.set_minor_formatter(lambda value, _: "")
+    ax.minorticks_off()
     picture.quiet(ax, grid="x")
     ax.spines["left"].set_visible(False)
     output = "" if result.case.ready else ", fresh output"

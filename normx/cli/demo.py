@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 import normx
-from normx._record import Record, registry
+from normx._record import Record, record_of, registry
 from normx.cli import picture, samples, screen
 from normx.cli.exact import exact, largest_error
 from normx.cli.homes import Home, homes, to_numpy
 
 _REPEATS = 5
 #: Seconds of timing per line of the table, so that slow libraries do not hold up the rest.
-_ENOUGH = 0.15
+_ENOUGH = 0.1
+#: A first call this slow is the measurement, except where it may have compiled something.
+_SLOW = 0.2
+#: An error that only a result of 0 for a subnormal number can have, nearly.
+_FLUSHED = 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,10 @@ def places() -> tuple[Place, ...]:
 
 
 def run(x: NDArray[np.float32], step: Callable[[str], object]) -> Iterator[Line]:
-    """Every function at every place; `step` is told of each."""
+    """Every function at every place; `step` is told of each, and of the imports before."""
+    for place in places():
+        step(f"importing {place}")
+        _try(record_of("softmax"), place, x[..., :1, :], None)
     for record in registry().values():
         missing = samples.unknown(record)
         want = None if missing else _want(record, x)
@@ -89,7 +96,7 @@ def _try(record: Record, place: Place, x: NDArray[np.float32], want: NDArray[Any
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # of libraries, about dtypes they do not have
             return _line(record, place, x, want)
-    except Exception as error:  # shown as a reason: one place must not end the demo
+    except Exception as error:  # noqa: BLE001  # shown as a reason: one place must not end the demo
         return Line(record.name, place, refused=screen.one_line(error))
 
 
@@ -103,11 +110,17 @@ def _line(record: Record, place: Place, x: NDArray[np.float32], want: NDArray[An
             keywords["where"] = place.home.make(keywords["where"])
         return to_numpy(record.function(scores, axis=-1, backend=place.backend, **keywords))
 
+    start = time.perf_counter()
     with normx.trace() as ran:
         got = call()
+    first = time.perf_counter() - start
+    taken = first if first > _SLOW and not place.home.compiles else _time(call)
     error = float("nan") if want is None else largest_error(got, want)
-    what = f"{ran[-1].backend}: {ran[-1].kernel}" + (f" on {ran[-1].target}" if ran[-1].target else "")
-    return Line(record.name, place, what, _time(call), error, record.ulp["float32"])
+    who = ran[-1]
+    what = f"{who.backend}: {who.kernel}"
+    if who.target not in ("", place.home.name):
+        what += f" on {who.target}"
+    return Line(record.name, place, what, taken, error, record.ulp["float32"])
 
 
 def _time(call: Callable[[], Any]) -> float:
@@ -126,10 +139,12 @@ def _time(call: Callable[[], Any]) -> float:
 def table(lines: Sequence[Line], x: NDArray[Any]) -> Table:
     """What ran, how long it took, and how far from exact it was."""
     rows, n = x.size // x.shape[-1], x.shape[-1]
+    flushed = any(line.ulp > _FLUSHED for line in lines)
     shown = screen.table(
         f"{rows:,} rows of {n} real attention scores, float32",
         caption="time: median of a call; ÷ reference: over that of the reference backend on NumPy. "
-        "error: largest against the exact result, in units in the last place; red above the budget.",
+        "error: largest against the exact result, in units in the last place; red above the budget"
+        + (" (millions: a library that flushes subnormal weights to zero)." if flushed else "."),
     )
     shown.add_column("function", style="bold")
     shown.add_column("library")
@@ -177,7 +192,7 @@ def refusals(lines: Sequence[Line]) -> list[str]:
 # --------------------------------------------------------------------- picture
 
 #: Tokens of the row that are drawn, around the query.
-_WINDOW = slice(0, 44)
+_WINDOW = slice(samples.QUERY - 22, samples.QUERY + 23)
 
 
 def draw(path: Path) -> None:
@@ -186,13 +201,15 @@ def draw(path: Path) -> None:
     head = scores[samples.LAYER, samples.HEAD]
     records = [record for record in registry().values() if not samples.unknown(record)]
     results = {record: _result(record, head) for record in records}
-    columns = min(max(len(records), 3), 6)
-    rows = -(-len(records) // columns)
-    fig = picture.figure(13.0, 2.7 + 0.3 * len(records) + 2.5 * rows)
+    columns = 4
+    rows = -(-(1 + len(records)) // columns)  # the scores themselves come first
+    heights = [2.3 + 0.26 * len(records), 0.4 + 2.75 * rows]
+    fig = picture.figure(12.0, sum(heights))
     with picture.style():
-        top, bottom = fig.subfigures(2, 1, height_ratios=[2.0 + 0.3 * len(records), 2.5 * rows])
+        parts: Any = fig.subfigures(2, 1, height_ratios=heights)
+        top, bottom = parts
         _row(top, head[samples.QUERY], tokens, results)
-        _maps(bottom, results, rows, columns)
+        _maps(bottom, head, results, rows, columns)
     picture.save(fig, path)
 
 
@@ -207,14 +224,17 @@ def _row(
     drawn = {record: y for record, y in results.items() if y.ndim == 2}
     axes = fig.subplots(
         1 + len(drawn), 1, sharex=True, squeeze=False,
-        gridspec_kw={"height_ratios": [4, *[1] * len(drawn)], "hspace": 0.0},
+        gridspec_kw={"height_ratios": [5, *[1] * len(drawn)]},
     )[:, 0]  # fmt: skip
     shown = row[_WINDOW]
-    query = tokens[samples.QUERY]
+    here = samples.QUERY - _WINDOW.start
     axes[0].bar(np.arange(shown.size), shown, width=0.8, color=picture.COLOURS[0])
     axes[0].axhline(0, color=picture.INK, linewidth=0.6)
     axes[0].set_ylabel("score")
-    axes[0].set_title(f"One row: what “{query}” attends to, in a sentence encoder’s third layer shown")
+    axes[0].set_title(
+        f"One row of real attention scores: the query is “{tokens[samples.QUERY]}”. "
+        "Below: what each function makes of it (each strip from its least to its largest)"
+    )
     picture.quiet(axes[0])
     for ax, (record, y) in zip(axes[1:], drawn.items(), strict=True):
         ax.imshow(y[samples.QUERY, _WINDOW][None], aspect="auto", cmap=picture.MAP)
@@ -223,28 +243,52 @@ def _row(
         for spine in ax.spines.values():
             spine.set_visible(False)
     axes[-1].set_xticks(np.arange(shown.size), tokens[_WINDOW], rotation=90)
-    axes[-1].get_xticklabels()[samples.QUERY].set(fontweight="bold", color=picture.COLOURS[1])
+    axes[-1].get_xticklabels()[here].set(fontweight="bold", color=picture.COLOURS[1])
 
 
-def _maps(fig: Any, results: dict[Record, NDArray[Any]], rows: int, columns: int) -> None:
+def _maps(
+    fig: Any,
+    head: NDArray[Any],
+    results: dict[Record, NDArray[Any]],
+    rows: int,
+    columns: int,
+) -> None:
     axes = fig.subplots(rows, columns, squeeze=False)
-    for ax in axes.flat[len(results) :]:
-        ax.set_axis_off()
-    for ax, (record, y) in zip(axes.flat, results.items(), strict=False):
-        ax.set_title(record.name)
-        if y.ndim == 2:
-            # The top hundredth would otherwise leave everything else dark.
-            finite = y[np.isfinite(y)]
-            low, high = (np.quantile(finite, q) for q in ((0.01, 1.0) if record.log_space else (0.0, 0.99)))
-            drawn = ax.imshow(y, cmap=picture.MAP, vmin=low, vmax=high, interpolation="nearest")
-            bar = fig.colorbar(drawn, ax=ax, shrink=0.8, extend="max" if not record.log_space else "min")
-            bar.outline.set_visible(False)
-            bar.ax.tick_params(length=0, labelsize=7)
-            ax.set_xlabel("key")
-        else:
-            ax.plot(y, np.arange(y.size), color=picture.COLOURS[0], linewidth=1.0)
-            ax.invert_yaxis()
-            ax.set_xlabel("value")
-            picture.quiet(ax, grid="x")
-        ax.set_ylabel("query")
+    panels = [("scores", head, True), *((r.name, y, r.log_space) for r, y in results.items())]
+    for i, (ax, (name, y, logarithmic)) in enumerate(zip(axes.flat, panels, strict=False)):
+        ax.set_title(name)
+        _map(fig, ax, y, logarithmic) if y.ndim == 2 else _values(ax, y)
+        ax.set_box_aspect(1)
         ax.tick_params(labelsize=7)
+        if i % columns == 0:
+            ax.set_ylabel("query")
+    for ax in axes.flat[len(panels) :]:
+        ax.set_axis_off()
+    fig.suptitle(
+        "The whole head: queries down, keys across",
+        x=0.01, ha="left", fontsize=10, fontweight="bold",
+    )  # fmt: skip
+
+
+def _map(fig: Any, ax: Any, y: NDArray[Any], logarithmic: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    # The few largest weights (lowest logarithms) would leave the rest in one colour.
+    cut = (0.01, 1.0) if logarithmic else (0.0, 0.99)
+    low, high = np.quantile(y[np.isfinite(y)], cut)
+    drawn = ax.imshow(y, cmap=picture.MAP, vmin=low, vmax=high, interpolation="nearest")
+    bar = fig.colorbar(
+        drawn, ax=ax, fraction=0.046, pad=0.03, extend="min" if logarithmic else "max"
+    )
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=0, labelsize=7)
+    bar.locator = MaxNLocator(4)
+    bar.update_ticks()
+
+
+def _values(ax: Any, y: NDArray[Any]) -> None:
+    """One value per query, at the height of its row."""
+    ax.plot(y, np.arange(y.size), ".", markersize=2.5, color=picture.COLOURS[0])
+    ax.set_ylim(y.size - 0.5, -0.5)
+    ax.set_xlabel("value", fontsize=8)
+    picture.quiet(ax, grid="x")

@@ -23,6 +23,8 @@ from normx.plugins import Library
 
 #: Speak the array API themselves, so that normx has no plugin for them.
 _WITHOUT_PLUGIN = ("array_api_strict",)
+#: Compile at the first call for a shape.
+_COMPILING = frozenset({"jax"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,14 @@ class Home:
         Root module of its arrays, as in `normx.libraries`.
     make : callable
         A NumPy array as one of its own.
+    compiles : bool
+        Whether the first call for a shape takes long because it compiles.
     """
 
     name: str
     root: str
     make: Callable[[NDArray[Any]], Any]
+    compiles: bool = False
 
 
 def _in_chunks(x: NDArray[Any]) -> Any:
@@ -93,7 +98,8 @@ def homes() -> tuple[Home, ...]:
         if there.usable:
             library = plugin(root)  # one library may own several root modules
             make = _MAKERS.get(library.name, _from_namespace(library.namespace))
-            found.setdefault(library.name, Home(library.name, root, make))
+            compiles = library.name in _COMPILING
+            found.setdefault(library.name, Home(library.name, root, make, compiles))
     for name in _WITHOUT_PLUGIN:
         if importlib.util.find_spec(name) is not None:
             make = _from_namespace(lambda name=name: importlib.import_module(name))  # type: ignore[misc]

@@ -92,7 +92,7 @@ def libraries() -> Table:
     for home in usable.values():
         if home.root not in known:
             shown.add_row(
-                home.name, version(home.root) or "–", _mark(True), "reference", "through the array API"
+                home.name, version(home.root), _mark(True), "reference", "through the array API"
             )
     return shown
 

@@ -13,12 +13,15 @@ _USUAL = {1: 32 << 10, 2: 1 << 20, 3: 32 << 20}
 
 def cache_size(level: int) -> int:
     """Bytes of the data cache of that level, or a usual size if the system does not say."""
-    name = f"SC_LEVEL{level}_{'D' if level == 1 else ''}CACHE_SIZE"
-    try:
-        found = os.sysconf(name)
-    except (AttributeError, OSError, ValueError):
-        found = 0
-    return found if found > 0 else _USUAL[level]
+    for place in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        said = ("level", "type", "size")
+        try:
+            found, kind, text = ((place / n).read_text(encoding="ascii").strip() for n in said)
+        except OSError:
+            continue
+        if int(found) == level and kind != "Instruction" and text.endswith("K"):
+            return int(text[:-1]) << 10
+    return _USUAL[level]
 
 
 def memory() -> int:

@@ -1,7 +1,7 @@
 """Who a benchmark compares normx with: one small record per peer.
 
 A peer is imported when it is prepared, never earlier.  What it cannot do (a function
-it does not have, a dtype, a ready output) it says by raising `LeftOut`, and the
+it does not have, a dtype, a ready output) it says by raising `LeftOutError`, and the
 benchmark prints the reason: nothing is dropped in silence.
 """
 
@@ -26,7 +26,7 @@ from normx.plugins import dtype_name
 Array = NDArray[Any]
 
 
-class LeftOut(Exception):
+class LeftOutError(Exception):
     """Why a peer does not take part."""
 
 
@@ -112,12 +112,12 @@ class Peer:
 
 def _same_dtype(job: Job, x: Any) -> None:
     if dtype_name(x.dtype) != job.dtype:
-        raise LeftOut(f"turns {job.dtype} into {dtype_name(x.dtype)}")
+        raise LeftOutError(f"turns {job.dtype} into {dtype_name(x.dtype)}")
 
 
 def _function(job: Job, known: dict[str, Callable[..., Any]]) -> Callable[..., Any]:
     if job.name not in known:
-        raise LeftOut(f"has no {job.name}")
+        raise LeftOutError(f"has no {job.name}")
     return known[job.name]
 
 
@@ -138,7 +138,7 @@ def _normx(job: Job) -> Entry:
     ]
     with normx.trace() as ran:
         calls[0]()
-    what = " ".join(part for part in ran[0][1:] if part)
+    what = f"{ran[0].kernel} on {ran[0].target} ({ran[0].backend})"
     return Entry(calls, calls[0], "ready" if ready else "fresh", what)
 
 
@@ -148,7 +148,8 @@ def _copy(job: Job) -> Entry:
     # A reduction's outputs are smaller than what a copy of its input needs.
     fits = job.outputs[0].shape == job.inputs[0].shape
     places = job.outputs if fits else [np.zeros_like(x) for x in job.inputs]
-    calls = [functools.partial(np.copyto, out, x) for x, out in zip(job.inputs, places, strict=True)]
+    pairs = zip(places, job.inputs, strict=True)
+    calls = [functools.partial(np.copyto, out, x) for out, x in pairs]
     return Entry(calls, None, "ready")
 
 
@@ -227,7 +228,8 @@ def _jax(job: Job) -> Entry:
     )
     compiled = jax.jit(functools.partial(function, axis=job.axis))
     # JAX would turn float64 into float32 with a warning; what it makes is looked at.
-    inputs = [jax.numpy.asarray(x, dtype=jax.dtypes.canonicalize_dtype(x.dtype)) for x in job.inputs]
+    kind = jax.dtypes.canonicalize_dtype(job.inputs[0].dtype)
+    inputs = [jax.numpy.asarray(x, dtype=kind) for x in job.inputs]
     _same_dtype(job, inputs[0])
     calls = [_ready_jax(compiled, x) for x in inputs]
     return Entry(calls, lambda: to_numpy(calls[0]()), "fresh")
@@ -251,7 +253,8 @@ def _mlx(job: Job) -> Entry:
         inputs = [mx.array(x) for x in job.inputs]
     _same_dtype(job, inputs[0])
     calls = [_evaluated(function, x, job.axis) for x in inputs]
-    return Entry(calls, lambda: _from_mlx(calls[0]()), "fresh", str(mx.default_device()))
+    device = f"on the {mx.default_device().type.name.upper()}"
+    return Entry(calls, lambda: _from_mlx(calls[0]()), "fresh", device)
 
 
 def _evaluated(function: Callable[..., Any], x: Any, axis: int) -> Callable[[], Any]:
@@ -283,15 +286,19 @@ def _onnx_model(job: Job) -> bytes:
     try:
         import onnx
     except ImportError:
-        raise LeftOut("needs the package onnx to build its model; pip install onnx") from None
+        raise LeftOutError("needs the package onnx to build its model; pip install onnx") from None
     from onnx import TensorProto, helper
 
     nodes = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "logsumexp": "ReduceLogSumExp"}
     if job.name not in nodes:
-        raise LeftOut(f"has no {job.name}")
-    types = {"float16": TensorProto.FLOAT16, "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE}
+        raise LeftOutError(f"has no {job.name}")
+    types = {
+        "float16": TensorProto.FLOAT16,
+        "float32": TensorProto.FLOAT,
+        "float64": TensorProto.DOUBLE,
+    }
     if job.dtype not in types:
-        raise LeftOut(f"has no {job.name} of {job.dtype}")
+        raise LeftOutError(f"has no {job.name} of {job.dtype}")
     kind = types[job.dtype]
     constants, names, attributes = [], ["x"], {"axis": job.axis}
     if job.name == "logsumexp":
@@ -323,8 +330,8 @@ def _onnxruntime(job: Job) -> Entry:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # a type of its own per reason, none documented
-        raise LeftOut(f"has no {job.name} of {job.dtype} ({type(error).__name__})") from None
+    except Exception as error:  # noqa: BLE001  # a type of its own per reason, none documented
+        raise LeftOutError(f"has no {job.name} of {job.dtype} ({type(error).__name__})") from None
     if not job.ready:
         plain = [functools.partial(session.run, None, {"x": x}) for x in job.inputs]
         return Entry(plain, lambda: np.asarray(plain[0]()[0]), "fresh")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from normx.cli.screen import INSTALL, CommandError
+from normx.cli.screen import INSTALL, CommandError, no_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ INK = "#222222"
 #: A colour map of one hue direction, even to the eye and in black and white.
 MAP = "cividis"
 
-_STYLE = {
+_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "text.color": INK,
@@ -45,27 +45,27 @@ def target(path: Path) -> Path:
     if path.suffix.lower() != ".png":
         raise CommandError(f"a picture's name must end in .png, not {path.name!r}")
     if not path.absolute().parent.is_dir():
-        raise CommandError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
+        raise no_folder(path)
     return path
 
 
 def figure(width: float, height: float, **options: Any) -> Figure:
     """An empty figure; its size in inches."""
     try:
-        import matplotlib
+        import matplotlib as mpl
     except ImportError:
         raise CommandError(f"pictures need matplotlib; {INSTALL}") from None
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE):
         return Figure(figsize=(width, height), layout="constrained", **options)
 
 
 def style() -> Any:
     """A context in which axes and texts get the style."""
-    import matplotlib
+    import matplotlib as mpl
 
-    return matplotlib.rc_context(_STYLE)
+    return mpl.rc_context(_STYLE)
 
 
 def headline(fig: Figure, title: str, subtitle: str) -> None:

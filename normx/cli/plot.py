@@ -93,9 +93,7 @@ def _quantity(record: Record) -> str:
 def _growth(record: Record) -> NDArray[Any]:
     """Quartiles of the largest result, over lengths."""
     rng = np.random.default_rng(0)
-    largest = [
-        apply(record, rng.standard_normal((_ROWS, int(n)))).max(axis=-1) for n in _LENGTHS
-    ]
+    largest = [apply(record, rng.standard_normal((_ROWS, int(n)))).max(axis=-1) for n in _LENGTHS]
     return np.array([np.quantile(each, (0.25, 0.5, 0.75)) for each in largest]).T
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -37,6 +38,11 @@ def allowed(what: str, got: object, known: Iterable[object]) -> CommandError:
     return CommandError(f"unknown {what} {str(got)!r}; known are {', '.join(map(str, known))}")
 
 
+def no_folder(path: Path) -> CommandError:
+    """The error for a file in a folder that does not exist."""
+    return CommandError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to")
+
+
 def console() -> Console:
     """Where tables go."""
     out = Console(highlight=False)
@@ -62,13 +68,15 @@ def table(title: str, *, caption: str = "") -> Table:
 @contextmanager
 def progress(total: int) -> Iterator[Any]:
     """A progress bar; yields ``step(text, advance=1)``."""
+    console = Console(file=sys.stderr)
     bar = Progress(
         TextColumn("{task.description:<44.44}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task("", total=total)

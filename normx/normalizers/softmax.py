@@ -300,10 +300,12 @@ def _logsumexp(
     infinite = ~xp.isfinite(value)
     sign = xp.where(infinite, xp.sign(total), sign)
     if return_sign:
-        size = xp.log(xp.abs(total))
+        size = _log(xp, xp.abs(total))
         return xp.where(infinite, size, xp.real(value) if is_complex else value), sign
-    value = xp.where(infinite, xp.log(total), value)
-    return value if is_complex else xp.where(sign < 0, xp.nan, value)
+    if is_complex:
+        return xp.where(infinite, xp.log(total), value)
+    value = xp.where(infinite, _log(xp, xp.abs(total)), value)
+    return xp.where(sign < 0, xp.nan, value)
 
 
 def _log(xp: Any, x: Array) -> Array:
