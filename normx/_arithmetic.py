@@ -19,6 +19,9 @@ _SPLITTERS = {"float32": 2.0**12 + 1.0, "float64": 2.0**27 + 1.0}
 #: The exponential of anything below is 0 in every dtype.
 _NEGLIGIBLE = -2000.0
 
+#: Above, a product with the low word is a normal number in every dtype of the arithmetic.
+_SAFE = 1e-25
+
 
 class Double(NamedTuple):
     """The unevaluated sum of two arrays; `lo` is below half a last place of `hi`."""
@@ -46,8 +49,9 @@ def two_product(a: Array, b: Array, dtype: str) -> Double:
 
 def exp(xp: Any, x: Double) -> Array:
     """``exp(hi + lo)``, as accurate as the library's own exponential."""
-    # Not e + e * lo: that product underflows, and is lost where subnormals are.
-    return xp.exp(x.hi) * (1.0 + x.lo)
+    e = xp.exp(x.hi)
+    # One rounding in e + e * lo; but far below, e * lo underflows and is lost.
+    return xp.where(e > _SAFE, e + e * x.lo, e * (1.0 + x.lo))
 
 
 def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:

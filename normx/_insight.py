@@ -11,6 +11,7 @@ from normx._dispatch import (
     _asked,
     backend,
     backend_names,
+    chosen_backend,
     library,
     library_names,
     library_of,
@@ -117,6 +118,7 @@ def capabilities() -> tuple[Capability, ...]:
     >>> {row.supported for row in normx.capabilities() if row.backend == "reference"}
     {True}
     """
+    chosen_backend()  # a wrong NORMX_BACKEND is told here too
     rows = []
     for name, availability in libraries().items():
         if not availability.usable:

@@ -18,6 +18,8 @@ Array = Any
 class ArrayAPILibrary(Library):
     """Any library with ``__array_namespace__`` or known to array-api-compat."""
 
+    arithmetic = "float64"
+
     def __init__(self, name: str, namespace: Callable[[], Any]) -> None:
         self.name = name  # type: ignore[misc]  # one class, many libraries
         self._namespace = namespace

@@ -379,9 +379,7 @@ def _parameter(
 
         def check(keywords: Mapping[str, Any]) -> None:
             array = keywords[name]
-            if not library.is_concrete(array):
-                return
-            if not bool(library.namespace().all(array >= minimum)):
+            if library.is_concrete(array) and not np.all(library.to_numpy(array) >= minimum):
                 raise wrong(
                     ValueError,
                     function,
@@ -396,7 +394,7 @@ def _parameter(
 
 
 def _cure(name: str) -> str:
-    return "softmin reverses the order of the scores" if name == "temperature" else ""
+    return "to reverse the order, negate the scores" if name == "temperature" else ""
 
 
 def _same_home(

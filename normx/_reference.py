@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from normx._plan import FLOATS, Plan
 from normx._row import Row
 from normx.plugins import Backend, Call, Refusal
 
 Array = Any
-
-#: The arithmetic is float32 or wider.
-_ARITHMETIC = {
-    "float16": "float32",
-    "bfloat16": "float32",
-    "float32": "float32",
-    "float64": "float64",
-    "complex64": "complex64",
-    "complex128": "complex128",
-}
 
 
 class ReferenceBackend(Backend):
@@ -57,14 +49,17 @@ def row_of(
 ) -> tuple[Row, dict[str, Any]]:
     """The rows as the formula sees them, and the record's own parameters."""
     library, xp = plan.library, plan.library.namespace()
-    dtype = _ARITHMETIC[plan.dtype]
+    narrow = plan.dtype in ("float16", "bfloat16", "float32")
+    dtype = library.arithmetic if narrow else plan.dtype
     scores = library.cast(x, dtype)
-    arrays = {
-        name: library.cast(value, dtype)
-        if hasattr(value, "dtype") and hasattr(value, "ndim") and value.ndim
-        else library.asarray(value, dtype, x)
-        for name, value in parameters.items()
-    }
+    arrays = {}
+    for name, value in parameters.items():
+        if hasattr(value, "shape"):
+            arrays[name] = library.cast(value, dtype)
+        else:
+            # A number has the precision of the scores, however wide the arithmetic is.
+            number = float(np.float32(value)) if narrow else value
+            arrays[name] = library.asarray(number, dtype, x)
     temperature = arrays.pop("temperature", None)
     if plan.softcap is not None:
         scores = plan.softcap * xp.tanh(scores / plan.softcap)

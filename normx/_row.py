@@ -37,7 +37,7 @@ class Row:
     temperature : array or None
         Reduced axes have size 1; None stands for 1.
     dtype : str
-        Name of the dtype of the arithmetic, "float32" or "float64".
+        Name of the dtype of the arithmetic: float32 or wider, or complex.
     """
 
     library: Library

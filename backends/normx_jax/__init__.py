@@ -17,6 +17,7 @@ def _namespace() -> Any:
 class JaxLibrary(ArrayAPILibrary):
     """jax.Array, traced or not."""
 
+    arithmetic = "float32"
     flushes_subnormals = True
 
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:

@@ -19,6 +19,7 @@ def _namespace() -> Any:
 class MLXLibrary(ArrayAPILibrary):
     """mlx.core.array, on whichever stream is the default."""
 
+    arithmetic = "float32"
     mutable = True
     flushes_subnormals = True
 

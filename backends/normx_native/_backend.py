@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -89,6 +90,7 @@ class NativeBackend(Backend):
 
 
 backend = NativeBackend()
+atexit.register(forget_plans)  # or the plans' calls would outlive the compiled module
 
 
 def algorithms(function: str) -> tuple[str, ...]:

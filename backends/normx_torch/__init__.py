@@ -17,6 +17,7 @@ def _namespace() -> Any:
 class TorchLibrary(ArrayAPILibrary):
     """torch.Tensor on any device."""
 
+    arithmetic = "float32"
     mutable = True
 
     def from_numpy(self, x: Any) -> Any:

@@ -258,8 +258,8 @@ def log_softmax(
     Examples
     --------
     >>> import normx
-    >>> print(*normx.log_softmax([50.0, 0.0]))
-    -1.9287498479639178e-22 -50.0
+    >>> print(*(f"{y:.9g}" for y in normx.log_softmax([50.0, 0.0])))
+    -1.92874985e-22 -50
     """
 
 
@@ -455,6 +455,6 @@ def logsumexp(
     >>> import normx
     >>> normx.logsumexp([1000.0, 1000.0]).round(6)
     np.float64(1000.693147)
-    >>> print(normx.logsumexp([0.0, -40.0]))
-    4.248354255291589e-18
+    >>> print(f"{normx.logsumexp([0.0, -40.0]):.9g}")
+    4.24835426e-18
     """

@@ -143,7 +143,8 @@ def test_special_values(case: Case, dtype: str) -> None:
     _needs(case, dtype)
     x = numpy_library.cast(special_rows(), dtype)
     check(case, case.values(x, axis=-1), expected(case, x), dtype)
-    for n in (1, 2, 7, 8, 15, 16, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 4097):
+    vectors = (2, 7, 8, 15, 16, 31, 32, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 4097)
+    for n in (1, 33, *(vectors if case.backend != "reference" else ())):
         row = numpy_library.cast(np.full((1, n), -np.inf), dtype)
         check(case, case.values(row, axis=-1), expected(case, row), dtype)
 

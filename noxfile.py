@@ -1,0 +1,242 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2025.2.9"]
+# ///
+"""Every task of the project: ``nox`` checks all that one machine can, ``nox -l`` lists them.
+
+Versions are pinned in pyproject.toml, under [dependency-groups], and nowhere else.
+What a session needs beyond Python and a C++ compiler comes from PyPI; a session that
+needs more says what is missing and skips.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.reuse_venv = "yes"
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
+
+#: The array libraries of the conformance suite: NumPy, and each extra that is a library.
+PLUGINS = sorted(set(EXTRAS) & set(PROJECT["project"]["entry-points"]["normx.libraries"]))
+LIBRARIES = ["numpy", "array-api-strict", *PLUGINS]
+
+SUITE = ("tests/unit", "tests/conformance")
+FULL_SUITE = (*SUITE, "tests/native", "--library=numpy", "--library=array-api-strict")
+
+#: Examples in docstrings, of what is installed, and in the pages that have any.
+EXAMPLES = ("--doctest-modules", "--pyargs", "normx", "--doctest-glob=*.md")
+PAGES = ("README.md", "docs/tutorial.md")
+
+#: What pip prints when no file of a package fits this platform.
+NO_WHEEL = "No matching distribution found for"
+
+#: Prints the CPU targets that this machine has, and the one that really runs.
+HAS_TARGETS = """
+from normx_native import _core
+print(*(name for name, compiled, supported in _core.targets() if compiled and supported))
+"""
+RUNS_TARGET = """
+import normx, numpy
+with normx.trace() as ran:
+    normx.softmax(numpy.zeros((2, 64), numpy.float32), backend="native")
+print(ran[0].target)
+"""
+
+#: What native_neon needs, and the Debian packages that have it.
+AARCH64 = {"aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu", "qemu-aarch64": "qemu-user"}
+
+
+def group(name: str) -> tuple[str, ...]:
+    """Give the requirements of a dependency group."""
+    return nox.project.dependency_groups(PROJECT, name)
+
+
+def project(*extras: str) -> str:
+    """Name the project and some of its extras as pip wants them."""
+    return f".[{','.join(extras)}]" if extras else "."
+
+
+def library_requirements(library: str) -> list[str]:
+    """Name what a library's own environment holds: its extra, at the pinned version if any."""
+    pins = group(library) if library in PROJECT["dependency-groups"] else ()
+    return [*EXTRAS.get(library, ()), *pins]
+
+
+def install_libraries(session: nox.Session, *libraries: str) -> None:
+    """Install array libraries from wheels; skip the session where a platform has none."""
+    wanted = [requirement for name in libraries for requirement in library_requirements(name)]
+    if not wanted:
+        return
+    command = ("python", "-m", "pip", "install", "--only-binary=:all:", *wanted)
+    output = session.run_install(*command, silent=True, success_codes=[0, 1])
+    missing = [line for line in str(output).splitlines() if NO_WHEEL in line]
+    if missing:
+        session.skip(f"{missing[0].partition(NO_WHEEL)[2].strip()}: no wheel for this platform")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, formatting, spelling and the project file; `-- --fix` mends what it can."""
+    fix = "--fix" in session.posargs
+    session.install(*group("lint"))
+    session.run("ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run("ruff", "format", *([] if fix else ["--check"]), ".")
+    session.run("codespell", *(["--write-changes"] if fix else []))
+    session.run("validate-pyproject", "pyproject.toml")
+    if (ROOT / ".clang-format").exists() or (ROOT / "native" / ".clang-format").exists():
+        sources = sorted(str(path) for path in (ROOT / "native").rglob("*.[ch]pp"))
+        session.run("clang-format", *(["-i"] if fix else ["--dry-run", "--Werror"]), *sources)
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Check the types of the front end and the backends with mypy, strictly."""
+    needed = (*PROJECT["project"]["dependencies"], *EXTRAS["cli"], *EXTRAS["plot"])
+    session.install(*group("typecheck"), *needed)
+    session.run("mypy", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the unit tests, conformance on NumPy and array-api-strict, and the examples."""
+    extras = ("cli", "plot", "bfloat16", "array-api-strict")
+    session.install(project(*extras), *group("test"))
+    session.run("pytest", *FULL_SUITE, *session.posargs)
+    session.run("pytest", *EXAMPLES, *PAGES)
+
+
+@nox.session(default=False)
+@nox.parametrize("library", LIBRARIES, ids=LIBRARIES)
+def conformance(session: nox.Session, library: str) -> None:
+    """Run the conformance suite on one array library."""
+    install_libraries(session, library)
+    session.install(project(), *group("test"), *library_requirements(library))
+    session.run("pytest", "tests/conformance", f"--library={library}", *session.posargs)
+
+
+@nox.session
+def targets(session: nox.Session) -> None:
+    """Run the kernels' tests and conformance once per CPU target that this machine has."""
+    session.install(project(), *group("test"))
+    python = ("python", "-P", "-c")  # -P: what is installed, not what lies in this directory
+    here = str(session.run(*python, HAS_TARGETS, silent=True)).split()
+    for target in here:
+        env = {"NORMX_CPU_TARGET": target}
+        ran = str(session.run(*python, RUNS_TARGET, env=env, silent=True)).strip()
+        if ran != target:
+            session.error(f"with NORMX_CPU_TARGET={target}, {ran!r} ran")
+        suite = ("tests/native", "tests/conformance", "--library=numpy", "--backend=native")
+        others = " or ".join(name for name in here if name != target)  # tests force these
+        only = ("-k", f"not ({others})") if others else ()
+        session.run("pytest", *suite, *only, *session.posargs, env=env)
+    env = {"NORMX_CPU_TARGET": "bogus"}
+    said = str(session.run(*python, RUNS_TARGET, env=env, silent=True, success_codes=[1]))
+    if "NORMX_CPU_TARGET" not in said or "bogus" not in said:
+        session.error(f"NORMX_CPU_TARGET=bogus failed, but not by saying so: {said}")
+
+
+def cmake(session: nox.Session, *options: str) -> None:
+    """Configure and build native/ without Python, and run its self-test."""
+    session.install(*group("native"))
+    build = session.cache_dir / session.name
+    configure = ("cmake", "-S", "native", "-B", str(build), "-G", "Ninja", "-DNORMX_BUILD_TESTS=ON")
+    session.run(*configure, *options)
+    session.run("cmake", "--build", str(build))
+    session.run("ctest", "--test-dir", str(build), "--output-on-failure", *session.posargs)
+
+
+@nox.session
+def native(session: nox.Session) -> None:
+    """Run the kernels' self-test under the address and undefined-behaviour sanitizers."""
+    cmake(session, "-DNORMX_SANITIZE=ON")
+
+
+@nox.session(default=False)
+def native_neon(session: nox.Session) -> None:
+    """Cross-compile the kernels for ARM and run their self-test in an emulator."""
+    missing = [package for program, package in AARCH64.items() if shutil.which(program) is None]
+    if missing:
+        session.skip(f"needs the Debian packages {', '.join(missing)}")
+    cmake(session, f"--toolchain={ROOT / 'native' / 'tests' / 'aarch64.cmake'}")
+
+
+@nox.session(default=False, reuse_venv=False)
+def wheel(session: nox.Session) -> None:
+    """Build the sdist, a wheel from it, and run the suite on the wheel outside the tree."""
+    session.install(*group("wheel"))
+    scratch = Path(session.create_tmp())
+    shutil.rmtree(scratch / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(scratch / "dist"))
+    (built,) = (scratch / "dist").glob("*.whl")
+    session.install(f"normx[cli,plot,bfloat16,array-api-strict] @ {built.as_uri()}", *group("test"))
+    shutil.copytree(ROOT / "tests", scratch / "tests", dirs_exist_ok=True)
+    shutil.copy(ROOT / "pyproject.toml", scratch)
+    session.chdir(scratch)
+    session.run("pytest", *FULL_SUITE, *session.posargs)
+    session.run("pytest", *EXAMPLES)
+
+
+@nox.session(default=False)
+def pure(session: nox.Session) -> None:
+    """Install without a compiler and run the suite on the reference backend."""
+    env = {"NORMX_NO_NATIVE": "1"}
+    session.install(project("cli", "plot", "bfloat16"), *group("test"), env=env)
+    session.run("pytest", *SUITE, "--library=numpy", *session.posargs)
+
+
+@nox.session(default=False, python=PROJECT["project"]["requires-python"].removeprefix(">="))
+def min_deps(session: nox.Session) -> None:
+    """Run the suite on the lowest Python, NumPy and array-api-compat that are declared."""
+    lowest = [line.replace(">=", "==") for line in PROJECT["project"]["dependencies"]]
+    session.install(project("cli"), *lowest, *group("test"))
+    session.run("pytest", *SUITE, "--library=numpy", *session.posargs)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning is an error."""
+    session.install(project(), *group("docs"))
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session(default=False)
+def readme(session: nox.Session) -> None:
+    """Compute the README's table of what runs where; `-- --check` compares it instead."""
+    install_libraries(session, *PLUGINS)
+    pins = [pin for library in PLUGINS for pin in library_requirements(library)]
+    session.install(project("cli", "bfloat16"), *pins)
+    table = str(session.run("normx", "capabilities", "--markdown", silent=True)).strip()
+    mark = "<!-- capabilities -->"
+    path = ROOT / "README.md"
+    before, _, rest = path.read_text("utf-8").partition(mark)
+    old, _, after = rest.partition(mark)
+    if "--check" not in session.posargs:
+        path.write_text(f"{before}{mark}\n\n{table}\n\n{mark}{after}", "utf-8")
+    elif old.strip() != table:
+        session.error(f"the README's table is out of date; run nox -s readme.  It is now\n{table}")
+
+
+@nox.session(python=False)
+def readme_check(session: nox.Session) -> None:
+    """Check that the README's table is what the code computes."""
+    session.notify("readme", posargs=["--check"])
+
+
+@nox.session(default=False)
+def bench(session: nox.Session) -> None:
+    """Measure against NumPy, torch and ONNX Runtime; arguments go to `normx bench`."""
+    session.install(project("bench", "torch"), *group("torch"))
+    session.run("normx", "bench", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()
