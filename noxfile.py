@@ -225,12 +225,6 @@ def readme(session: nox.Session) -> None:
         session.error(f"the README's table is out of date; run nox -s readme.  It is now\n{table}")
 
 
-@nox.session(python=False)
-def readme_check(session: nox.Session) -> None:
-    """Check that the README's table is what the code computes."""
-    session.notify("readme", posargs=["--check"])
-
-
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Measure against NumPy, torch and ONNX Runtime; arguments go to `normx bench`."""
