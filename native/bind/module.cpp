@@ -1,0 +1,167 @@
+// normx_native._core: NumPy arrays to operands, and the choices of dispatch/ and parallel/ as functions.
+//
+// NumPy's C interface, not the buffer protocol: a (1, 64) call spends less on reading three arrays' fields than one
+// PyObject_GetBuffer would take, and bfloat16 arrays (ml_dtypes) have no buffer at all.
+
+#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
+#define NPY_TARGET_VERSION NPY_1_23_API_VERSION
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <numpy/arrayobject.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "dispatch/call.hpp"
+#include "dispatch/target.hpp"
+#include "parallel/pool.hpp"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace normx {
+namespace {
+
+// A call of fewer elements is over sooner than the GIL could be handed to another thread and back.
+constexpr std::int64_t release_from = std::int64_t{1} << 14;
+
+struct Dtype {
+  const char* name;  // NumPy's
+  const char* tag;   // that of kernels.def
+  int type_num;      // -1: asked of ml_dtypes when it is needed
+};
+constexpr Dtype dtypes[] = {
+    {"float32", "f32", NPY_FLOAT}, {"float64", "f64", NPY_DOUBLE}, {"float16", "f16", NPY_HALF}, {"bfloat16", "bf16", -1}};
+
+template <class F> const Dtype* find_dtype(F&& is_it) {
+  const auto found = std::find_if(std::begin(dtypes), std::end(dtypes), is_it);
+  return found == std::end(dtypes) ? nullptr : found;
+}
+
+int type_number(const Dtype& dtype) {
+  if (dtype.type_num >= 0) return dtype.type_num;
+  const nb::object descr = nb::module_::import_("numpy").attr("dtype")(nb::module_::import_("ml_dtypes").attr(dtype.name));
+  return reinterpret_cast<PyArray_Descr*>(descr.ptr())->type_num;
+}
+
+Empty parse_empty(std::string_view name) {
+  if (name == "zero") return Empty::zero;
+  if (name == "nan") return Empty::nan;
+  if (name == "uniform") return Empty::uniform;
+  throw nb::value_error(("empty: 'zero', 'nan' or 'uniform' was wanted, not '" + std::string(name) + "'").c_str());
+}
+
+// "softmax_f32_reload__avx512" for every kernel of every target, made once: run() returns them without making a string.
+struct KernelLabels {
+  std::vector<std::vector<nb::object>> of_target;
+
+  KernelLabels() {
+    for (const Target& target : targets()) {
+      auto& labels = of_target.emplace_back();
+      for (const KernelName& k : kernel_names()) {
+        const std::string label = std::string(k.op) + "_" + std::string(k.dtype) + "_" + std::string(k.algorithm) + "__" + target.name;
+        labels.push_back(nb::str(label.c_str()));
+      }
+    }
+  }
+};
+KernelLabels* labels;  // lives as long as the module: its strings are never given back
+
+class PyCall {
+ public:
+  PyCall(std::string_view op, std::string_view dtype, std::vector<std::int64_t> shape, std::vector<int> axes, bool has_where,
+         std::string_view empty, std::string_view algorithm)
+      : dtype_(known(dtype)), call_(op, dtype_.tag, std::move(shape), std::move(axes), parse_empty(empty), algorithm),
+        type_num_(type_number(dtype_)), has_where_(has_where) {}
+
+  nb::object run(nb::handle x, nb::handle out, nb::handle where) const {
+    PyArrayObject* const xa = array(x, "x", type_num_, dtype_.name, call_.shape());
+    PyArrayObject* const ya = array(out, "out", type_num_, dtype_.name, call_.out_shape());
+    if (!PyArray_ISWRITEABLE(ya)) throw nb::value_error("out: the array is read-only");
+    PyArrayObject* wa = nullptr;
+    if (has_where_ != !where.is_none()) {
+      throw nb::type_error(has_where_ ? "where: this call was planned with a mask, and got none" : "where: this call was planned without a mask");
+    }
+    if (has_where_) wa = array(where, "where", NPY_BOOL, "bool", call_.shape());
+
+    std::optional<nb::gil_scoped_release> released;
+    if (call_.elements() >= release_from) released.emplace();
+    char* const y = PyArray_BYTES(ya);
+    const char* const from = PyArray_BYTES(xa);
+    Call::Ran ran;
+    if (!wa && PyArray_IS_C_CONTIGUOUS(xa) && PyArray_IS_C_CONTIGUOUS(ya)) {
+      ran = call_.run_contiguous(from, y);
+    } else {
+      ran = call_.run({from, PyArray_STRIDES(xa), y, PyArray_STRIDES(ya), wa ? PyArray_BYTES(wa) : nullptr, wa ? PyArray_STRIDES(wa) : nullptr});
+    }
+    released.reset();
+    return labels->of_target[static_cast<std::size_t>(ran.target - targets().data())][static_cast<std::size_t>(ran.kernel)];
+  }
+
+ private:
+  static const Dtype& known(std::string_view name) {
+    if (const Dtype* dtype = find_dtype([&](const Dtype& d) { return name == d.name; })) return *dtype;
+    throw nb::value_error(("dtype '" + std::string(name) + "' is unknown; kernels() lists those that exist").c_str());
+  }
+
+  // The array if it is what the plan says.
+  static PyArrayObject* array(nb::handle h, const char* name, int type_num, const char* dtype, const std::vector<std::int64_t>& shape) {
+    PyArrayObject* const a = reinterpret_cast<PyArrayObject*>(h.ptr());
+    if (!PyArray_Check(h.ptr()) || PyArray_TYPE(a) != type_num || !PyArray_ISNOTSWAPPED(a)) [[unlikely]] {
+      throw nb::type_error((std::string(name) + ": a NumPy array of native " + dtype + " was wanted").c_str());
+    }
+    if (PyArray_NDIM(a) != static_cast<int>(shape.size()) || !std::equal(shape.begin(), shape.end(), PyArray_DIMS(a))) [[unlikely]] {
+      throw nb::value_error((std::string(name) + ": its shape is not the planned one").c_str());
+    }
+    return a;
+  }
+
+  const Dtype& dtype_;
+  const Call call_;
+  const int type_num_;
+  const bool has_where_;
+};
+
+std::vector<std::tuple<std::string, std::string, std::string>> list_kernels() {
+  std::vector<std::tuple<std::string, std::string, std::string>> list;
+  for (const KernelName& k : kernel_names()) {
+    const Dtype* dtype = find_dtype([&](const Dtype& d) { return k.dtype == d.tag; });
+    list.emplace_back(k.op, dtype->name, k.algorithm);
+  }
+  return list;
+}
+
+std::vector<std::tuple<std::string, bool, bool>> list_targets() {
+  std::vector<std::tuple<std::string, bool, bool>> list;
+  for (const Target& t : targets()) list.emplace_back(t.name, t.compiled(), t.supported());
+  return list;
+}
+
+}  // namespace
+}  // namespace normx
+
+NB_MODULE(_core, m) {
+  using namespace normx;
+  if (PyArray_ImportNumPyAPI() < 0) throw nb::python_error();
+  labels = new KernelLabels;
+
+  m.def("kernels", &list_kernels, "(op, dtype, algorithm) of every kernel.");
+  m.def("targets", &list_targets, "(name, compiled, supported) of every CPU target, in rising order.");
+  m.def("target", [] { return current_target().name; }, "The CPU target in use. Honours NORMX_CPU_TARGET at first use.");
+  m.def("set_target", &set_target, "name"_a, "Use another CPU target from now on.");
+  m.def("num_threads", &num_threads, "Threads a call may use. Honours NORMX_NUM_THREADS at first use.");
+  m.def("set_num_threads", &set_num_threads, "k"_a);
+
+  nb::class_<PyCall>(m, "Call", "One call of an op, planned for a shape. Immutable; any number of threads may run it.")
+      .def(nb::init<std::string_view, std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, std::string_view, std::string_view>(),
+           "op"_a, "dtype"_a, "shape"_a, "axes"_a, nb::kw_only(), "has_where"_a = false, "empty"_a = "zero", "algorithm"_a = "auto")
+      .def("run", &PyCall::run, "x"_a, "out"_a, "where"_a = nb::none(), "Compute into out. Returns the name of the kernel that ran.");
+}

@@ -1,0 +1,209 @@
+#include "dispatch/call.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "parallel/pool.hpp"
+
+namespace normx {
+namespace {
+
+// A call of fewer elements stays on its caller's thread.
+constexpr std::int64_t parallel_from = std::int64_t{1} << 16;
+// What a thread takes at a time, in elements.
+constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 15;
+
+// Rows of at most this many bytes stay in L2 between the passes of reload; longer ones are taken a chunk at a time.
+constexpr std::int64_t reload_bytes = std::int64_t{1} << 19;
+
+// x and y of this many bytes are not in the caches when the call begins, and will not be when it ends.
+constexpr std::int64_t stream_bytes = std::int64_t{1} << 25;
+
+// The memory a panel may take: what is left of a thread's share of L2 when its source and its destination pass through.
+constexpr std::int64_t panel_budget = std::int64_t{1} << 19;
+
+int item_size(std::string_view dtype) {
+  return dtype == "f64" ? 8 : dtype == "f32" ? 4 : 2;
+}
+// Bytes in the type that rows are computed in.
+int compute_size(int item) { return item == 8 ? 8 : 4; }
+std::int64_t chunk_length(int item) { return item == 8 ? chunk_size<double> : chunk_size<float>; }
+
+bool continues(const Axis& a, const Axis& b) {
+  return a.x == b.x * b.size && a.y == b.y * b.size && a.where == b.where * b.size;
+}
+
+// Appends an axis, or makes the last one longer.
+void append(Axis* axes, int& count, const Axis& axis) {
+  if (count && continues(axes[count - 1], axis)) {
+    axes[count - 1] = {axes[count - 1].size * axis.size, axis.x, axis.y, axis.where};
+  } else {
+    axes[count++] = axis;
+  }
+}
+
+// Chunks of each row in turn are the pieces of work.
+void share_rows(const Task& t, const Kernel& kernel, std::int64_t chunks) {
+  const std::size_t bytes = kernel.state_bytes * static_cast<std::size_t>(chunks);
+  const std::unique_ptr<char[], void (*)(char*)> states(static_cast<char*>(::operator new(bytes, std::align_val_t{64})),
+                                                        [](char* p) { ::operator delete(p, std::align_val_t{64}); });
+  const std::int64_t grain = std::max<std::int64_t>(1, chunks / (8 * num_threads()));
+  for (std::int64_t unit = 0; unit < t.units; ++unit) {
+    const auto lift = [&](bool again) {
+      parallel_for(chunks, grain, [&](std::int64_t first, std::int64_t last, char* scratch) {
+        for (std::int64_t c = first; c < last; ++c) kernel.lift(t, unit, c, states.get(), scratch, again);
+      });
+      return kernel.merge(t, unit, chunks, states.get(), again);
+    };
+    if (lift(false)) lift(true);
+    const std::int64_t written = kernel.reduces ? 1 : chunks;
+    parallel_for(written, grain, [&](std::int64_t first, std::int64_t last, char* scratch) {
+      for (std::int64_t c = first; c < last; ++c) kernel.write(t, unit, c, states.get(), scratch);
+    });
+  }
+}
+
+}  // namespace
+
+Call::Call(std::string_view op, std::string_view dtype, std::vector<std::int64_t> shape, std::vector<int> axes, Empty empty,
+           std::string_view algorithm)
+    : shape_(std::move(shape)), reduced_(shape_.size(), false), item_(item_size(dtype)), empty_(empty) {
+  const auto find = [&](std::string_view name) { return find_kernel(op, dtype, name); };
+  packed_ = find("packed");
+  if (packed_ < 0) throw std::invalid_argument("no kernel for op '" + std::string(op) + "' and dtype '" + std::string(dtype) + "'");
+  columns_ = find("columns");
+  online_ = find("online");
+  if (algorithm != "auto") {
+    forced_ = find(algorithm);
+    if (forced_ < 0) {
+      throw std::invalid_argument("algorithm '" + std::string(algorithm) + "' is unknown for op '" + std::string(op) + "' and dtype '" +
+                                  std::string(dtype) + "'; kernels() lists those that exist");
+    }
+  }
+  if (shape_.size() > max_axes) throw std::invalid_argument("more than 64 axes");
+  for (const int a : axes) {
+    if (a < 0 || a >= static_cast<int>(shape_.size())) throw std::invalid_argument("axis " + std::to_string(a) + " is out of range");
+    reduced_[static_cast<std::size_t>(a)] = true;
+  }
+  reduces_ = targets()[0].table[packed_].reduces;
+  for (std::size_t a = 0; a < shape_.size(); ++a) {
+    if (shape_[a] < 0) throw std::invalid_argument("a negative size in the shape");
+    elements_ *= shape_[a];
+    n_ *= reduced_[a] ? shape_[a] : 1;
+    if (!(reduces_ && reduced_[a])) out_shape_.push_back(shape_[a]);
+  }
+  const int reload = find("reload");
+  direct_ = reload >= 0 && n_ * item_ <= reload_bytes ? reload : online_;
+
+  const auto strides = [&](const std::vector<std::int64_t>& sizes) {
+    std::vector<std::ptrdiff_t> result(sizes.size());
+    std::ptrdiff_t stride = item_;
+    for (std::size_t a = sizes.size(); a-- > 0; stride *= sizes[a]) result[a] = stride;
+    return result;
+  };
+  const auto x = strides(shape_), y = strides(out_shape_);
+  contiguous_fits_ = lay_out({nullptr, x.data(), nullptr, y.data(), nullptr, nullptr}, contiguous_);
+}
+
+bool Call::lay_out(const Operands& o, Layout& layout) const {
+  Axis outer[max_axes], reduced[max_axes];
+  int outer_count = 0, reduced_count = 0;
+  for (std::size_t a = 0, b = 0; a < shape_.size(); ++a) {
+    const bool in_y = !(reduces_ && reduced_[a]);
+    const std::ptrdiff_t y = in_y ? o.y_strides[b++] : 0;
+    const Axis axis{shape_[a], o.x_strides[a], y, o.where ? o.where_strides[a] : 0};
+    if (axis.size == 1) continue;
+    if (reduced_[a]) {
+      append(reduced, reduced_count, axis);
+    } else {
+      outer[outer_count++] = axis;
+    }
+  }
+  // Rows may be visited in any order: the widest stride first. Elements of a row may not.
+  std::stable_sort(outer, outer + outer_count, [](const Axis& a, const Axis& b) { return std::abs(a.x) > std::abs(b.x); });
+  int merged = 0;
+  for (int i = 0; i < outer_count; ++i) append(outer, merged, Axis{outer[i]});
+  outer_count = merged;
+
+  if (!reduced_count || n_ == 0) {
+    reduced[0] = {1, item_, item_, 0};
+    reduced_count = 1;
+  }
+  if (!outer_count) outer[outer_count++] = {1, 0, 0, 0};
+
+  // The axis along which neighbouring rows lie side by side.
+  Axis* const side = std::find_if(outer, outer + outer_count, [&](const Axis& a) { return a.x == item_ && a.size > 1; });
+  const bool has_side = side != outer + outer_count;
+  const Axis& inner = reduced[reduced_count - 1];
+  const bool in_place = online_ >= 0 && !o.where && reduced_count == 1 && inner.x == item_ && (reduces_ || inner.y == item_);
+
+  layout.kernel = in_place ? direct_ : has_side && inner.x != item_ ? columns_ : packed_;
+  layout.sharing_kernel = in_place ? online_ : layout.kernel;
+  if (forced_ >= 0) {
+    if (!(forced_ == packed_ || (forced_ == columns_ ? has_side : in_place))) return false;
+    layout.kernel = layout.sharing_kernel = forced_;
+  }
+
+  Task& t = layout.task;
+  t = {o.x, o.y, o.where, n_, 1, 1, outer_count, reduced_count, empty_, false, layout.axes};
+  if (layout.kernel == columns_) {
+    std::rotate(side, side + 1, outer + outer_count);
+    const Axis& columns = outer[outer_count - 1];
+    const std::int64_t vector = 64 / compute_size(item_), height = std::min(n_, chunk_length(item_)) * 64;
+    const std::int64_t widest = compute_size(item_) == 8 ? max_panel<double> : max_panel<float>;
+    t.panel = static_cast<int>(n_ > chunk_length(item_) ? vector : std::clamp(panel_budget / std::max(height, vector) * vector, vector, widest));
+    t.units = (columns.size + t.panel - 1) / t.panel;
+    --outer_count;
+    std::copy_n(outer + outer_count, 1, layout.axes + outer_count);
+  }
+  for (int i = 0; i < outer_count; ++i) t.units *= outer[i].size;
+  std::copy_n(outer, t.outer, layout.axes);
+  std::copy_n(reduced, reduced_count, layout.axes + t.outer);
+  return true;
+}
+
+void Call::refuse() const {
+  throw std::invalid_argument("algorithm '" + std::string(kernel_names()[static_cast<std::size_t>(forced_)].algorithm) +
+                              "' cannot run on arrays that lie like these; 'auto' and 'packed' can");
+}
+
+Call::Ran Call::run(const Operands& operands) const {
+  Layout layout;
+  if (!lay_out(operands, layout)) refuse();
+  return execute(layout, operands.x, operands.y);
+}
+
+Call::Ran Call::run_contiguous(const char* x, char* y) const {
+  if (!contiguous_fits_) refuse();
+  return execute(contiguous_, x, y);
+}
+
+Call::Ran Call::execute(const Layout& layout, const char* x, char* y) const {
+  const Target& target = current_target();
+  Task t = layout.task;
+  t.x = x;
+  t.y = y;
+  t.axes = layout.axes;
+  t.streams = x != y && 2 * elements_ * item_ >= stream_bytes;
+  if (elements_ < parallel_from) {
+    if (t.units) target.table[layout.kernel].run(t, 0, t.units, scratch());
+    return {&target, layout.kernel};
+  }
+  const std::int64_t chunks = (n_ + chunk_length(item_) - 1) / chunk_length(item_);
+  const Kernel& sharing = target.table[layout.sharing_kernel];
+  if (num_threads() > 1 && sharing.lift && chunks >= 4 && t.units < 4 * num_threads()) {
+    share_rows(t, sharing, chunks);
+    return {&target, layout.sharing_kernel};
+  }
+  const std::int64_t unit_elements = std::max<std::int64_t>(1, elements_ / t.units);
+  parallel_for(t.units, std::max<std::int64_t>(1, elements_at_a_time / unit_elements), [&](std::int64_t first, std::int64_t last, char* scratch) {
+    target.table[layout.kernel].run(t, first, last, scratch);
+  });
+  return {&target, layout.kernel};
+}
+
+}  // namespace normx

@@ -1,0 +1,86 @@
+#include "dispatch/target.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "dispatch/cpu.hpp"
+
+namespace normx {
+
+// table_<isa> is defined by targets/target.cpp.in where `compiled` is 1.
+#define NX_TABLE_0(name) nullptr
+#define NX_TABLE_1(name) table_##name
+#define NX_TARGET(name, order, compiled, needs) extern const Kernel table_##name[];
+#include "isa_list.inc"
+#undef NX_TARGET
+
+namespace {
+
+constexpr KernelName names[] = {
+#define NX_KERNEL(op, S, algorithm) {#op, #S, #algorithm},
+#include "kernels/kernels.def"
+#undef NX_KERNEL
+};
+
+std::atomic<const Target*> current{nullptr};
+
+const Target& find_target(std::string_view name, std::string_view asked_by) {
+  std::string compiled, supported;
+  for (const Target& t : targets()) {
+    if (t.name == name && t.compiled() && t.supported()) return t;
+    if (t.compiled()) compiled += std::string(compiled.empty() ? "" : ", ") + t.name;
+    if (t.compiled() && t.supported()) supported += std::string(supported.empty() ? "" : ", ") + t.name;
+  }
+  throw std::runtime_error(std::string(asked_by) + ": no CPU target '" + std::string(name) + "' can run here; compiled: " + compiled +
+                           "; supported by this machine: " + supported);
+}
+
+}  // namespace
+
+bool Target::supported() const {
+  static const unsigned features = cpu_features();
+  return compiled() && (features & needs) == needs;
+}
+
+std::span<const Target> targets() {
+  static const std::vector<Target> all = [] {
+    std::vector<Target> list = {
+#define NX_TARGET(name, order, compiled, needs) {#name, order, needs, NX_TABLE_##compiled(name)},
+#include "isa_list.inc"
+#undef NX_TARGET
+    };
+    std::stable_sort(list.begin(), list.end(), [](const Target& a, const Target& b) { return a.order < b.order; });
+    return list;
+  }();
+  return all;
+}
+
+const Target& current_target() {
+  if (const Target* chosen = current.load(std::memory_order_acquire)) return *chosen;
+  const char* forced = std::getenv("NORMX_CPU_TARGET");
+  const Target* best = nullptr;
+  if (forced && *forced) {
+    best = &find_target(forced, "NORMX_CPU_TARGET");
+  } else {
+    for (const Target& t : targets()) best = t.compiled() && t.supported() ? &t : best;
+  }
+  current.store(best, std::memory_order_release);
+  return *best;
+}
+
+void set_target(std::string_view name) { current.store(&find_target(name, "set_target"), std::memory_order_release); }
+
+std::span<const KernelName> kernel_names() { return names; }
+
+int find_kernel(std::string_view op, std::string_view dtype, std::string_view algorithm) {
+  for (std::size_t i = 0; i < std::size(names); ++i) {
+    if (names[i].op == op && names[i].dtype == dtype && names[i].algorithm == algorithm) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+}  // namespace normx

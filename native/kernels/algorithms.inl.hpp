@@ -1,0 +1,174 @@
+// From an op and a layout to the functions of a Kernel. An op brings, in vectors and for either geometry,
+//
+//   State, with neutral() and is_far(); lift(g, x, state), merge(a, b)                  the monoid
+//   lift_again(g, x, state)                                                             the same for rows that turned out far
+//   whole(g, x, y, empty, kept), write(g, x, y, row, empty, kept)                       rows in one piece; a chunk of known rows
+//   value_of_whole(g, x, value), value(row)                                             instead, if the op reduces
+//
+// and gets rows of any length in every layout, and threads that share a row.
+
+template <class Op, class Layout> struct Chunked {
+  using T = typename Layout::T;
+  using G = typename Layout::G;
+  using State = typename Op::State;
+  static constexpr std::size_t state_bytes = sizeof(State) * G::rows;
+
+  static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
+    Layout rows(t, first, scratch);
+    for (std::int64_t unit = first; unit < last; ++unit) {
+      if (unit > first) rows.next();
+      t.n <= chunk_size<T> ? in_one_piece(t, rows) : by_chunks(t, rows);
+    }
+  }
+
+  static void lift(const Task& t, std::int64_t unit, std::int64_t chunk, char* states, char* scratch, bool again) {
+    Layout rows(t, unit, scratch);
+    lift_chunk(t, rows, chunk, reinterpret_cast<State*>(states) + chunk * G::rows, again);
+  }
+  static bool merge(const Task&, std::int64_t, std::int64_t chunks, char* states, bool again) {
+    State* const state = reinterpret_cast<State*>(states);
+    State row[G::rows];
+    for (State& s : row) s = State::neutral();
+    for (std::int64_t c = 0; c < chunks; ++c) merge_rows(row, state + c * G::rows);
+    if (again) {
+      replace_far(state, row);
+      return false;
+    }
+    // Lifting again starts from the row's state, in the place of every chunk's.
+    const bool again_needed = any_far(row);
+    for (std::int64_t c = 0; c < (again_needed ? chunks : 1); ++c) copy(state + c * G::rows, row);
+    return again_needed;
+  }
+  static void write(const Task& t, std::int64_t unit, std::int64_t chunk, const char* states, char* scratch) {
+    Layout rows(t, unit, scratch);
+    write_chunk(t, rows, chunk, reinterpret_cast<const State*>(states));
+  }
+
+ private:
+  static void in_one_piece(const Task& t, Layout& rows) {
+    rows.open(0, t.n);
+    const G g = rows.geometry(t.n, t.n * std::int64_t{sizeof(T)});
+    for (int i = 0; i < rows.groups(); ++i) {
+      if constexpr (Op::reduces) {
+        T value[G::rows];
+        Op::value_of_whole(g, rows.in(i), value);
+        rows.put(i, value);
+      } else {
+        Op::whole(g, rows.in(i), rows.out(i), t.empty, rows.kept(i));
+      }
+    }
+    if constexpr (!Op::reduces) rows.close(Op::nothing);
+  }
+
+  static void by_chunks(const Task& t, Layout& rows) {
+    const std::int64_t chunks = chunk_count(t);
+    State row[G::rows], next[G::rows];
+    const auto lift_all = [&](State* total, bool again) {
+      for (int r = 0; r < G::rows; ++r) total[r] = State::neutral();
+      for (std::int64_t c = 0; c < chunks; ++c) {
+        lift_chunk(t, rows, c, next, again);
+        merge_rows(total, next);
+      }
+    };
+    lift_all(row, false);
+    if (any_far(row)) {
+      State again[G::rows];
+      copy(next, row);
+      lift_all(again, true);
+      replace_far(row, again);
+    }
+    if constexpr (Op::reduces) {
+      write_chunk(t, rows, 0, row);
+    } else {
+      for (std::int64_t c = 0; c < chunks; ++c) write_chunk(t, rows, c, row);
+    }
+  }
+
+  static std::int64_t chunk_count(const Task& t) { return (t.n + chunk_size<T> - 1) / chunk_size<T>; }
+  // `ahead`: what to fetch meanwhile, by default the next chunk.
+  static G open(const Task& t, Layout& rows, std::int64_t chunk, std::int64_t ahead = chunk_size<T> * std::int64_t{sizeof(T)}) {
+    const std::int64_t first = chunk * chunk_size<T>;
+    const std::int64_t n = t.n - first < chunk_size<T> ? t.n - first : chunk_size<T>;
+    rows.open(first, n);
+    return rows.geometry(n, ahead);
+  }
+  // A row that is not far keeps the state it has: its bits may not depend on its neighbours in a strip.
+  static void lift_chunk(const Task& t, Layout& rows, std::int64_t chunk, State* state, bool again) {
+    const G g = open(t, rows, chunk);
+    if (!again) return Op::lift(g, rows.in(0), state);
+    State fresh[G::rows];
+    copy(fresh, state);
+    Op::lift_again(g, rows.in(0), fresh);
+    replace_far(state, fresh);
+  }
+  static void merge_rows(State* row, const State* next) {
+    for (int r = 0; r < G::rows; ++r) Op::merge(row[r], next[r]);
+  }
+  static void copy(State* to, const State* from) {
+    for (int r = 0; r < G::rows; ++r) to[r] = from[r];
+  }
+  static void replace_far(State* row, const State* by) {
+    for (int r = 0; r < G::rows; ++r) row[r] = row[r].is_far() ? by[r] : row[r];
+  }
+  static bool any_far(const State* row) {
+    bool any = false;
+    for (int r = 0; r < G::rows; ++r) any |= row[r].is_far();
+    return any;
+  }
+  static void write_chunk(const Task& t, Layout& rows, std::int64_t chunk, const State* row) {
+    if constexpr (Op::reduces) {
+      T value[G::rows];
+      for (int r = 0; r < G::rows; ++r) value[r] = Op::value(row[r]);
+      rows.put(0, value);
+    } else {
+      const G g = open(t, rows, chunk, fetch_ahead);
+      Op::write(g, rows.in(0), rows.out(0), row, t.empty, rows.kept(0));
+      rows.close(Op::nothing);
+    }
+  }
+};
+
+// Rows in one piece, as they lie.
+template <class S, class F> void each_row(const Task& t, std::int64_t first, std::int64_t last, F&& body) {
+  Cursor outer(t.axes, t.outer, first);
+  for (std::int64_t unit = first; unit < last; ++unit) {
+    const Place at = outer.at;
+    outer.advance(1);
+    body(Row<S>{t.n, fetch_ahead, t.streams}, t.x + at.x, t.y + at.y, static_cast<double>(t.n));
+  }
+}
+
+template <class Op, class S> struct online : Chunked<Op, Direct<S>> {};
+template <class Op, class S> struct packed : Chunked<Op, Packed<S, Row>> {};
+template <class Op, class S> struct columns : Chunked<Op, Packed<S, Strip>> {};
+
+template <class Op, class S> struct reload {
+  static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
+    if (t.n * static_cast<std::int64_t>(sizeof(S)) > panel_bytes) {
+      each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::reload(g, x, y, t.empty, &kept); });
+    } else {
+      t.streams ? Op::template reload_rows<true>(t, first, last, scratch) : Op::template reload_rows<false>(t, first, last, scratch);
+    }
+  }
+};
+template <class Op, class S> struct recompute {
+  static void run(const Task& t, std::int64_t first, std::int64_t last, char*) {
+    each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::recompute(g, x, y, t.empty, &kept); });
+  }
+};
+template <class Op, class S> struct twopass {
+  static void run(const Task& t, std::int64_t first, std::int64_t last, char*) {
+    each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::twopass(g, x, y, t.empty, &kept); });
+  }
+};
+
+// How a table's line is made. Only chunks can be shared between threads.
+template <class Op, class S, template <class, class> class Algorithm>
+constexpr Kernel kernel(const char* op, const char* dtype, const char* algorithm) {
+  using A = Algorithm<Op, S>;
+  if constexpr (requires { &A::lift; }) {
+    return {op, dtype, algorithm, A::run, A::lift, A::merge, A::write, A::state_bytes, Op::reduces};
+  } else {
+    return {op, dtype, algorithm, A::run, nullptr, nullptr, nullptr, 0, Op::reduces};
+  }
+}

@@ -1,0 +1,63 @@
+// Exponentials of a row, relative to a power of two that belongs to the row.
+//
+// exp(x − m) with a floating-point m would cost a rounding (of x − m) and an ulp or two at large arguments. Instead the row
+// has an integer exponent N = rint((m − c)·log2 e), and e(x) = exp(x − c)·2^−N = P(t)·2^(n − N): nothing is rounded before
+// the polynomial's argument t. e(m) lies in [0.7, 1.42]. For |m| < 4096 c is 0; beyond, c = m, and x − m is exact wherever
+// it matters (Sterbenz: x within a factor of two of m). Since references differ by powers of two only, a partial sum moves
+// from one to another without rounding: that is why all algorithms give the same bits.
+
+template <class T> constexpr T infinity = static_cast<T>(__builtin_inf());
+template <class T> constexpr T not_a_number = static_cast<T>(__builtin_nan(""));
+constexpr double near_limit = 4096;
+
+template <class T> NX_INLINE bool is_near(T m) { return __builtin_fabs(m) < near_limit; }
+template <class T> NX_INLINE bool is_finite(T m) { return __builtin_fabs(m) < infinity<double>; }
+
+NX_INLINE float rint(float x) { return __builtin_rintf(x); }
+NX_INLINE double rint(double x) { return __builtin_rint(x); }
+
+// exp(x) = p · 2^n, for −2^14 ≤ x < 2^13; NaN in p where x is NaN. V is reg<T> or Vec<T>, `constant` fills one.
+template <class V> struct Parts {
+  V p, n;
+};
+template <class T, class V, class F> NX_INLINE Parts<V> exp_parts(V x, F constant) {
+  using E = Exp<T>;
+  const V n = rint(x * constant(E::log2e));
+  V t;
+  if constexpr (has_fma) {
+    t = fma(n, constant(-E::ln2_lo), fma(n, constant(-E::ln2_hi), x));
+  } else {
+    t = x - n * constant(E::ln2_a) - n * constant(E::ln2_b) - n * constant(E::ln2_c);
+  }
+  V p = constant(E::coefficient[E::degree]);
+#pragma GCC unroll 16
+  for (int i = E::degree - 1; i >= 0; --i) p = fma(p, t, constant(E::coefficient[i]));
+  return {p, n};
+}
+
+// Far below anything that matters, and still harmless in exp_parts: −inf ends up here. NaN passes.
+template <class T> NX_INLINE Vec<T> bounded(Vec<T> x) { return clamp_low(x, all(T(-16384))); }
+template <class T> NX_INLINE Parts<Vec<T>> exp_parts(Vec<T> x) {
+  return exp_parts<T>(x, [](T s) { return all(s); });
+}
+
+template <class T> struct Reference {
+  Vec<T> c, n;
+};
+// The reference of a whole row whose maximum is m. An infinite m is treated as 0.
+template <class T> NX_INLINE Reference<T> reference_of(Vec<T> m) {
+  const Vec<T> zero = all(T(0)), limit = all(T(near_limit)), inf = all(infinity<T>);
+  m = select_lt(m, inf, select_lt(zero - inf, m, m, zero), zero);
+  const Vec<T> c = select_lt(m, limit, select_lt(zero - limit, m, zero, m), m);
+  return {c, rint((m - c) * all(Exp<T>::log2e))};
+}
+// The exponent of a chunk whose maximum is m, when it is not yet known how far from 0 the row's maximum lies: c is 0, and
+// the exponent good enough for any chunk that can count beside a near one. A far row is lifted again, see MaxSum.
+template <class T> NX_INLINE T near_exponent(T m) {
+  return rint((m < T(-2 * near_limit) ? T(-2 * near_limit) : m > T(near_limit) ? T(near_limit) : m) * Exp<T>::log2e);
+}
+
+template <class T> NX_INLINE Vec<T> exp_at(Vec<T> x, Reference<T> ref) {
+  const Parts<Vec<T>> e = exp_parts(bounded(x - ref.c));
+  return ldexp(e.p, e.n - ref.n);
+}

@@ -1,0 +1,212 @@
+// softmax: y = e(x) / Σ e.
+//
+// Three algorithms for a row in one piece (Dukhan and Ablavatski 2020) and the online one by chunks (Milakov and Gimelshein
+// 2018) give the same bits; they differ in traffic and in work:
+//   reload     max; e, stored and summed; y *= inv           one exponential, y written twice
+//   recompute  max; sum of e; e·inv                          two exponentials, x read three times
+//   twopass    sum of e with running exponents; e·inv        two exponentials, x read twice
+//   online     (max; sum) of each chunk, merged; e·inv       two exponentials, x read twice from far away
+// (The same but for contributions below 2^-126 of the maximum, whose rounding no 53-bit sum can show.)
+
+NX_INLINE void inverse_of(Total<float> total, float& high, float& low) {
+  // Split in the bits: GCC 12, for AVX-512, makes double(float(inverse)) into inverse when it vectorises a loop of this.
+  const double inverse = 1 / total.sum;
+  std::uint64_t bits;
+  __builtin_memcpy(&bits, &inverse, sizeof bits);
+  bits &= ~((std::uint64_t{1} << 29) - 1);
+  double leading;
+  __builtin_memcpy(&leading, &bits, sizeof leading);
+  high = static_cast<float>(leading);
+  low = static_cast<float>(inverse - leading);
+}
+NX_INLINE void inverse_of(Total<double> total, double& high, double& low) {
+  high = 1 / total.value();
+  const Pair<double> one = product(high, total.sum);  // 1 − high·Σ, exactly but for its last places
+  low = high * (((1 - one.sum) - one.low) - high * total.low);
+}
+
+template <class T> struct softmax {
+  using State = MaxSum<T>;
+  static constexpr bool reduces = false;
+  static constexpr T nothing = 0;
+  static T share(double k) { return static_cast<T>(1 / k); }
+
+  template <class G> static void lift(G g, const char* x, State* state) { lift_near<false>(g, x, state); }
+  template <class G> static void lift_again(G g, const char* x, State* state) { lift_far<false>(g, x, state); }
+  static void merge(State& a, const State& b) { merge_max_sum<false>(a, b); }
+
+  // 1/Σ in two parts. The second costs one multiplication and takes up to an ulp off the error of every y.
+  struct Inverse {
+    Vec<T> high, low;
+    NX_INLINE Vec<T> times(Vec<T> e) const { return fma(e, high, e * low); }
+  };
+  template <class G> static Inverse inverse(const State* row) {
+    T high[G::rows], low[G::rows];
+    for (int r = 0; r < G::rows; ++r) inverse_of(row[r].sum, high[r], low[r]);
+    return {G::spread(high), G::spread(low)};
+  }
+
+  template <class G> static NX_NOINLINE void write_ordinary(G g, const char* x, char* y, Reference<T> ref, Inverse inv) {
+    g.map(x, y, [&](Vec<T> v) { return inv.times(exp_at(v, ref)); });
+  }
+
+  template <class G> static NX_NOINLINE void write(G g, const char* x, char* y, const State* row, Empty empty, const double* kept) {
+    const Reference<T> ref = reference_of(spread_max<T, G>(row));
+    const Inverse inv = inverse<G>(row);
+    const Special<T> s = special_rows<T, G>(row, empty, kept, share, nothing);
+    if (!s.any) return write_ordinary(g, x, y, ref, inv);
+    g.map(x, y, [&](Vec<T> v) { return s.choose(v, inv.times(exp_at(v, ref))); });
+  }
+
+  template <class G> static NX_NOINLINE void recompute(G g, const char* x, char* y, Empty empty, const double* kept) {
+    State row[G::rows];
+    lift_whole<false>(g, x, row);
+    write(g, x, y, row, empty, kept);
+  }
+
+  template <class G> static NX_NOINLINE void reload(G g, const char* x, char* y, Empty empty, const double* kept) {
+    State row[G::rows];
+    if (find_max(g, x, row)) return recompute(g, x, y, empty, kept);
+    const Reference<T> ref = reference_of(spread_max<T, G>(row));
+    Total<T> total[G::rows];
+    g.sum(
+        [&](std::int64_t i, auto where) {
+          const Vec<T> e = exp_at(load(x + g.pitch * i, where, -infinity<T>), ref);
+          store(y + g.pitch * i, e, where);
+          return e;
+        },
+        total);
+    for (int r = 0; r < G::rows; ++r) row[r].sum = total[r];
+    const Inverse inv = inverse<G>(row);
+    g.map(y, y, [&](Vec<T> e) { return inv.times(e); });
+  }
+
+  // Rows as they lie, each passed over once: while the exponentials of a row are computed into scratch, the row before it is
+  // written and the maximum of the row after it is found, so that memory works all the time. Expected: the compute time alone
+  // once rows come from memory, 11 ms of 20 for 2^26 floats. Measured in dispatch/call.cpp, where `streams` is chosen: stores
+  // that go past the caches.
+  template <bool streams> static NX_NOINLINE void reload_rows(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
+    const Row<T> g{t.n};
+    const double kept = static_cast<double>(t.n);
+    Cursor outer(t.axes, t.outer, first);
+    Waiting before{};
+    State row;
+    find_max(g, t.x + outer.at.x, &row);
+    for (std::int64_t unit = first; unit < last; ++unit) {
+      const char* const x = t.x + outer.at.x;
+      char* const y = t.y + outer.at.y;
+      outer.advance(1);
+      const char* const next = unit + 1 < last ? t.x + outer.at.x : x;
+      Vec<T> most = all(-infinity<T>);
+      if (is_finite(row.m)) {
+        const Reference<T> ref = reference_of(all(row.m));
+        g.sum(
+            [&](std::int64_t i, auto where) {
+              before.template line<streams>(i);
+              __builtin_prefetch(next + 64 * i + fetch_ahead);
+              most = max_skip_nan(most, load(next + 64 * i, where, -infinity<T>));
+              const Vec<T> e = exp_at(load(x + 64 * i, where, -infinity<T>), ref);
+              store(scratch + 64 * i, e);
+              return e;
+            },
+            &row.sum);
+        before = Waiting(y, scratch, t.n, inverse<Row<T>>(&row));
+      } else {
+        before.template all_lines<streams>();
+        before = Waiting{};
+        T m;
+        g.max(next, &m);
+        most = all(m);
+        recompute(g, x, y, t.empty, &kept);
+      }
+      row = {reduce_max(most), {}, 0, 0};
+    }
+    before.template all_lines<streams>();
+    if (streams) stream_fence();
+  }
+
+  // One running exponent for each lane, so no maximum is needed beforehand. This covers |x| < near_limit; a row that has left
+  // that range, or holds a NaN, is done again with its maximum at hand.
+  static NX_NOINLINE void twopass(Row<T> g, const char* x, char* y, Empty empty, const double* kept) {
+    Exponent total{{}, lowest_exponent};
+    for (std::int64_t first = 0; first < g.n; first += chunk_size<T>) {
+      const Row<T> chunk{g.n - first < chunk_size<T> ? g.n - first : chunk_size<T>, g.ahead};
+      const Exponent next = running_sum(chunk, x + first * static_cast<std::int64_t>(sizeof(T)));
+      const T n = next.n > total.n ? next.n : total.n;
+      total = {scaled(total.sum, static_cast<int>(total.n - n)) + scaled(next.sum, static_cast<int>(next.n - n)), n};
+    }
+    const State row{0, total.sum, 0, 0};
+    const bool near = total.n > near_exponent(T(-near_limit)) && total.n < near_exponent(T(near_limit));
+    if (!near || !is_finite(total.sum.value())) return recompute(g, x, y, empty, kept);
+    write_ordinary(g, x, y, Reference<T>{all(T(0)), all(total.n)}, inverse<Row<T>>(&row));
+  }
+
+  template <class G> static void whole(G g, const char* x, char* y, Empty empty, const double* kept) {
+    reload(g, x, y, empty, kept);
+  }
+
+ private:
+  // A row of e in scratch on its way out, by cache lines of y; the elements before the first and after the last whole line are
+  // written at once.
+  struct Waiting {
+    char* to = nullptr;
+    const char* from = nullptr;
+    std::int64_t lines = 0;
+    Inverse inv;
+
+    Waiting() = default;
+    Waiting(char* y, const char* e, std::int64_t n, Inverse inv) : inv(inv) {
+      const Lines cut(y, sizeof(T), n);
+      if (cut.head) store(y, inv.times(load<T>(e)), Part{cut.head});
+      to = y + cut.head * sizeof(T);
+      from = e + cut.head * sizeof(T);
+      lines = cut.whole;
+      if (cut.tail) store(to + 64 * lines, inv.times(load<T>(from + 64 * lines)), Part{cut.tail});
+    }
+    template <bool streams> NX_INLINE void line(std::int64_t i) const {
+      if (i >= lines) return;
+      const Vec<T> y = inv.times(load<T>(from + 64 * i));
+      streams ? stream(to + 64 * i, y) : store(to + 64 * i, y);
+    }
+    template <bool streams> NX_INLINE void all_lines() const {
+      for (std::int64_t i = 0; i < lines; ++i) line<streams>(i);
+    }
+  };
+
+  struct Exponent {  // sum · 2^n
+    Total<T> sum;
+    T n;
+  };
+  static constexpr T lowest_exponent = -23637;  // of bounded()
+
+  static Exponent running_sum(Row<T> chunk, const char* x) {
+    constexpr int V = Vec<T>::lanes;
+    Vec<T> highest = all(lowest_exponent);
+    Lanes<T> lanes{};
+    const auto add = [&](const Parts<Vec<T>>* e) {
+      Vec<T> before = highest;
+      for (int k = 0; k < 8; ++k) highest = max_skip_nan(highest, e[k].n);
+      lanes = scaled(lanes, before - highest);
+      lanes.add([&](int k) { return ldexp(e[k].p, e[k].n - highest); });
+    };
+    Parts<Vec<T>> e[8];
+    std::int64_t i = 0;
+    for (; i + 8 <= chunk.n / V; i += 8) {
+#pragma GCC unroll 8
+      for (int k = 0; k < 8; ++k) {
+        chunk.prefetch(x + 64 * (i + k));
+        e[k] = exp_parts(bounded(load<T>(x + 64 * (i + k))));
+      }
+      add(e);
+    }
+    if (i * V < chunk.n) {
+      for (int k = 0; k < 8; ++k) e[k] = {all(T(0)), all(lowest_exponent)};
+      int k = 0;
+      for (; i < chunk.n / V; ++i) e[k++] = exp_parts(bounded(load<T>(x + 64 * i)));
+      if (chunk.n % V) e[k] = exp_parts(bounded(load(x + 64 * i, Part{static_cast<int>(chunk.n % V)}, -infinity<T>)));
+      add(e);
+    }
+    const T n = reduce_max(highest);
+    return {across(scaled(lanes, highest - all(n))), n};
+  }
+};

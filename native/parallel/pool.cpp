@@ -1,0 +1,164 @@
+#include "parallel/pool.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <charconv>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <thread>
+
+#include "kernels/task.hpp"
+
+namespace normx {
+namespace {
+
+struct Job {
+  Body body;
+  const void* context;
+  std::int64_t units, grain;
+  std::atomic<std::int64_t> next{0};
+
+  void work(char* scratch) {
+    for (;;) {
+      const std::int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
+      if (first >= units) return;
+      body(context, first, std::min(first + grain, units), scratch);
+    }
+  }
+};
+
+class Pool {
+ public:
+  // The calling thread and at most `helpers` workers. False if the workers are busy with another call.
+  bool run(Job& job, int helpers) {
+    const std::unique_lock busy(caller, std::try_to_lock);
+    if (!busy.owns_lock()) return false;
+    {
+      const std::lock_guard lock(mutex);
+      while (workers < helpers && start_worker()) ++workers;
+      current = &job;
+      seats = std::min(helpers, workers);
+    }
+    wake.notify_all();
+    job.work(scratch());
+    std::unique_lock lock(mutex);
+    current = nullptr;  // who wakes up from now on has come too late, and sleeps again
+    done.wait(lock, [&] { return active == 0; });
+    return true;
+  }
+
+ private:
+  bool start_worker() {
+    try {
+      std::thread([this] { serve(); }).detach();
+      return true;
+    } catch (const std::system_error&) {  // no more threads to be had: the call goes on with fewer
+      return false;
+    }
+  }
+
+  void serve() {
+    char* mine;
+    try {
+      mine = scratch();
+    } catch (const std::bad_alloc&) {
+      return;
+    }
+    std::unique_lock lock(mutex);
+    for (;;) {
+      wake.wait(lock, [&] { return current && seats > 0; });
+      Job& job = *current;
+      --seats;
+      ++active;
+      lock.unlock();
+      job.work(mine);
+      lock.lock();
+      if (--active == 0) done.notify_one();
+    }
+  }
+
+  std::mutex caller, mutex;
+  std::condition_variable wake, done;
+  Job* current = nullptr;
+  int workers = 0, seats = 0, active = 0;
+};
+
+std::atomic<Pool*> pool{nullptr};
+
+Pool& the_pool() {
+  if (Pool* p = pool.load(std::memory_order_acquire)) return *p;
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); });  // the child has no workers
+  (void)registered;
+  Pool* fresh = new Pool;
+  Pool* expected = nullptr;
+  if (pool.compare_exchange_strong(expected, fresh)) return *fresh;
+  delete fresh;
+  return *expected;
+}
+
+int default_threads() {
+  if (const char* text = std::getenv("NORMX_NUM_THREADS"); text && *text) {
+    int k = 0;
+    const char* const end = text + std::strlen(text);
+    const auto [stop, error] = std::from_chars(text, end, k);
+    if (error != std::errc{} || stop != end || k < 1) {
+      throw std::runtime_error("NORMX_NUM_THREADS: a number of at least 1 was wanted, not '" + std::string(text) + "'");
+    }
+    return k;
+  }
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+}
+
+std::atomic<int> threads{0};  // 0: not chosen yet
+
+}  // namespace
+
+int num_threads() {
+  int k = threads.load(std::memory_order_relaxed);
+  if (!k) {
+    k = default_threads();
+    threads.store(k, std::memory_order_relaxed);
+  }
+  return k;
+}
+
+void set_num_threads(int k) {
+  if (k < 1) throw std::invalid_argument("set_num_threads: at least 1 thread was wanted, not " + std::to_string(k));
+  threads.store(k, std::memory_order_relaxed);
+}
+
+char* scratch() {
+  struct Free {
+    void operator()(char* p) const { ::operator delete(p, std::align_val_t{64}); }
+  };
+  thread_local std::unique_ptr<char, Free> mine;
+  if (!mine) mine.reset(static_cast<char*>(::operator new(scratch_bytes, std::align_val_t{64})));
+  return mine.get();
+}
+
+void parallel_for(std::int64_t units, std::int64_t grain, Body body, const void* context) {
+  const std::int64_t pieces = (units + grain - 1) / grain;
+  const int helpers = static_cast<int>(std::min<std::int64_t>(num_threads(), pieces)) - 1;
+  char* const mine = scratch();
+  if (helpers > 0) {
+    Job job{body, context, units, grain};
+    if (the_pool().run(job, helpers)) return;
+  }
+  body(context, 0, units, mine);
+}
+
+}  // namespace normx

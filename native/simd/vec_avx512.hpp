@@ -1,0 +1,119 @@
+// x86-64-v4: AVX-512 F, BW, DQ, VL. The vocabulary is explained in vec.hpp.
+#pragma once
+
+// GCC 12 warns of the deliberately uninitialised operands inside its own header (GCC PR 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <cstdint>
+
+#include "simd/half.hpp"
+#include "simd/vec_begin.hpp"
+#define NX_UNROLL_REGS _Pragma("GCC unroll 4")
+
+namespace normx::NX_ISA {
+namespace {
+
+constexpr bool has_fma = true;
+
+template <class T> struct reg;
+
+template <> struct reg<float> {
+  static constexpr int lanes = 16;
+  __m512 v;
+
+  NX_INLINE static __mmask16 first_n(int n) { return static_cast<__mmask16>(_bzhi_u32(0xffff, static_cast<unsigned>(n))); }
+  NX_INLINE static reg all(float s) { return {_mm512_set1_ps(s)}; }
+  NX_INLINE static reg load(const void* p) { return {_mm512_loadu_ps(p)}; }
+  NX_INLINE static reg load_n(const void* p, int n, float fill) {
+    return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_n(n), p)};
+  }
+  NX_INLINE void store(void* p) const { _mm512_storeu_ps(p, v); }
+  NX_INLINE void store_n(void* p, int n) const { _mm512_mask_storeu_ps(p, first_n(n), v); }
+};
+
+template <> struct reg<double> {
+  static constexpr int lanes = 8;
+  __m512d v;
+
+  NX_INLINE static __mmask8 first_n(int n) { return static_cast<__mmask8>(_bzhi_u32(0xff, static_cast<unsigned>(n))); }
+  NX_INLINE static reg all(double s) { return {_mm512_set1_pd(s)}; }
+  NX_INLINE static reg load(const void* p) { return {_mm512_loadu_pd(p)}; }
+  NX_INLINE static reg load_n(const void* p, int n, double fill) {
+    return {_mm512_mask_loadu_pd(_mm512_set1_pd(fill), first_n(n), p)};
+  }
+  NX_INLINE void store(void* p) const { _mm512_storeu_pd(p, v); }
+  NX_INLINE void store_n(void* p, int n) const { _mm512_mask_storeu_pd(p, first_n(n), v); }
+};
+
+NX_INLINE reg<float> operator+(reg<float> a, reg<float> b) { return {_mm512_add_ps(a.v, b.v)}; }
+NX_INLINE reg<float> operator-(reg<float> a, reg<float> b) { return {_mm512_sub_ps(a.v, b.v)}; }
+NX_INLINE reg<float> operator*(reg<float> a, reg<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
+NX_INLINE reg<float> fma(reg<float> a, reg<float> b, reg<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+NX_INLINE reg<float> clamp_low(reg<float> x, reg<float> low) { return {_mm512_max_ps(low.v, x.v)}; }
+NX_INLINE reg<float> max_skip_nan(reg<float> most, reg<float> x) { return {_mm512_max_ps(x.v, most.v)}; }
+NX_INLINE reg<float> select_eq(reg<float> a, reg<float> b, reg<float> yes, reg<float> no) {
+  return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ), yes.v)};
+}
+NX_INLINE reg<float> select_lt(reg<float> a, reg<float> b, reg<float> yes, reg<float> no) {
+  return {_mm512_mask_mov_ps(no.v, _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), yes.v)};
+}
+NX_INLINE reg<float> rint(reg<float> x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+NX_INLINE reg<float> ldexp(reg<float> p, reg<float> k) { return {_mm512_scalef_ps(p.v, k.v)}; }
+
+NX_INLINE reg<double> operator+(reg<double> a, reg<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
+NX_INLINE reg<double> operator-(reg<double> a, reg<double> b) { return {_mm512_sub_pd(a.v, b.v)}; }
+NX_INLINE reg<double> operator*(reg<double> a, reg<double> b) { return {_mm512_mul_pd(a.v, b.v)}; }
+NX_INLINE reg<double> fma(reg<double> a, reg<double> b, reg<double> c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+NX_INLINE reg<double> clamp_low(reg<double> x, reg<double> low) { return {_mm512_max_pd(low.v, x.v)}; }
+NX_INLINE reg<double> max_skip_nan(reg<double> most, reg<double> x) { return {_mm512_max_pd(x.v, most.v)}; }
+NX_INLINE reg<double> select_eq(reg<double> a, reg<double> b, reg<double> yes, reg<double> no) {
+  return {_mm512_mask_mov_pd(no.v, _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ), yes.v)};
+}
+NX_INLINE reg<double> select_lt(reg<double> a, reg<double> b, reg<double> yes, reg<double> no) {
+  return {_mm512_mask_mov_pd(no.v, _mm512_cmp_pd_mask(a.v, b.v, _CMP_LT_OQ), yes.v)};
+}
+NX_INLINE reg<double> rint(reg<double> x) { return {_mm512_roundscale_pd(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+NX_INLINE reg<double> ldexp(reg<double> p, reg<double> k) { return {_mm512_scalef_pd(p.v, k.v)}; }
+
+NX_INLINE float reduce_max(reg<float> x) { return _mm512_reduce_max_ps(x.v); }
+NX_INLINE double reduce_max(reg<double> x) { return _mm512_reduce_max_pd(x.v); }
+
+NX_INLINE double reduce_add(reg<double> x) {
+  const __m256d half = _mm256_add_pd(_mm512_castpd512_pd256(x.v), _mm512_extractf64x4_pd(x.v, 1));
+  const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
+}
+NX_INLINE void stream(void* p, reg<float> x) { _mm512_stream_ps(static_cast<float*>(p), x.v); }
+NX_INLINE void stream(void* p, reg<double> x) { _mm512_stream_pd(static_cast<double*>(p), x.v); }
+NX_INLINE void stream_fence() { _mm_sfence(); }
+
+NX_INLINE reg<double> lower(reg<float> x) { return {_mm512_cvtps_pd(_mm512_castps512_ps256(x.v))}; }
+NX_INLINE reg<double> upper(reg<float> x) { return {_mm512_cvtps_pd(_mm512_extractf32x8_ps(x.v, 1))}; }
+
+template <class H> reg<float> load_half(const void* p);
+template <class H> void store_half(void* p, reg<float> x);
+
+template <> NX_INLINE reg<float> load_half<f16>(const void* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))}; }
+template <> NX_INLINE void store_half<f16>(void* p, reg<float> x) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+template <> NX_INLINE reg<float> load_half<bf16>(const void* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+// Integer arithmetic instead of the AVX512_BF16 instruction, which flushes subnormals.
+template <> NX_INLINE void store_half<bf16>(void* p, reg<float> x) {
+  const __m512i bits = _mm512_castps_si512(x.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));  // adding to a NaN could make it infinite
+  const __m512i chosen = _mm512_mask_mov_epi32(nearest, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), quiet);
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+}
+
+}  // namespace
+}  // namespace normx::NX_ISA
