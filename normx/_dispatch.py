@@ -170,6 +170,12 @@ def chosen_backend() -> str | None:
     return _chosen.get() or _from_environment()
 
 
+def _explicit(keywords: Mapping[str, Any]) -> str | None:
+    """The backend that a call asks for, or that was chosen around it."""
+    asked = keywords.get("backend")
+    return chosen_backend() if asked is None else asked
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Compute with one backend inside the ``with`` block, and with no other.
@@ -274,7 +280,8 @@ class Ran(NamedTuple):
     target: str
 
 
-_tracing: ContextVar[list[Ran] | None] = ContextVar("normx_trace", default=None)
+#: The lists of the blocks around a call, outermost first.
+_tracing: ContextVar[tuple[list[Ran], ...]] = ContextVar("normx_trace", default=())
 
 
 @contextmanager
@@ -284,7 +291,8 @@ def trace() -> Iterator[list[Ran]]:
     Yields
     ------
     list of Ran
-        One (function, backend, kernel, target) per call, filled as the calls return.
+        One (function, backend, kernel, target) per call, filled as the calls return;
+        blocks may be nested.
 
     Examples
     --------
@@ -295,7 +303,7 @@ def trace() -> Iterator[list[Ran]]:
     [Ran(function='softmax', backend='reference', kernel='softmax_formula', target='numpy')]
     """
     events: list[Ran] = []
-    token = _tracing.set(events)
+    token = _tracing.set((*_tracing.get(), events))
     try:
         yield events
     finally:
@@ -309,7 +317,7 @@ def _form(value: Any) -> Any:
     """What a plan depends on of a keyword: the value of a constant, the form of an array."""
     if value is None:
         return None
-    if hasattr(value, "dtype") and not isinstance(value, np.generic):
+    if hasattr(value, "dtype") and not isinstance(value, np.generic | type):
         return type(value), tuple(value.shape), value.dtype, getattr(value, "device", None)
     return type(value), value
 
@@ -326,9 +334,8 @@ class _Bound(NamedTuple):
             result, kernel = self.call(x, None, None, {})
         else:
             result, kernel = self.prepared.run(self.call, x, keywords)
-        events = _tracing.get()
-        if events is not None:
-            name, _, target = kernel.partition("__")
+        name, _, target = kernel.partition("__")
+        for events in _tracing.get():
             events.append(Ran(self.prepared.plan.record.name, self.backend, name, target))
         return result
 
@@ -355,7 +362,7 @@ def _arrive(record: Record, x: Any) -> tuple[Library, Array]:
 
 
 def _bind(record: Record, library: Library, x: Array, keywords: Mapping[str, Any]) -> _Bound:
-    explicit = keywords.get("backend") or chosen_backend()
+    explicit = _explicit(keywords)
     if explicit is not None and explicit not in backend_names():
         known = ", ".join(backend_names())
         raise wrong(ValueError, record.name, "backend", repr(explicit), f"one of {known}")
@@ -391,7 +398,7 @@ def entry_point(name: str) -> Callable[..., Any]:
                 if len(plans) >= _PLANS_KEPT:
                     plans.clear()
                 plans[key] = bound
-        if bound.prepared.direct and tracing() is None:
+        if bound.prepared.direct and not tracing():
             return bound.call(x, None, None, _NOTHING)[0]
         return bound.run(x, keywords)
 
@@ -450,7 +457,7 @@ def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanatio
     """
     record = record_of(f)
     library, x = _arrive(record, x)
-    explicit = params.get("backend") or chosen_backend()
+    explicit = _explicit(params)
     plan = prepare(record, library, x, params, library_of).plan
     candidates = []
     for name, answer in _asked(plan, explicit):

@@ -21,6 +21,8 @@ from normx._plan import FLOATS, prepare
 from normx._record import registry
 from normx.plugins import Backend, Refusal
 
+_MOST_THREADS = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class Availability:
@@ -194,8 +196,9 @@ def set_num_threads(count: int, /) -> None:
     """
     if isinstance(count, bool) or not hasattr(count, "__index__"):
         raise wrong(TypeError, "set_num_threads", "count", repr(count), "a whole number")
-    if count < 1:
-        raise wrong(ValueError, "set_num_threads", "count", repr(count), "at least 1")
+    if not 1 <= count <= _MOST_THREADS:
+        wanted = f"from 1 to {_MOST_THREADS}"
+        raise wrong(ValueError, "set_num_threads", "count", repr(count), wanted)
     for found in map(backend, backend_names()):
         if isinstance(found, Backend):
             found.set_num_threads(count)

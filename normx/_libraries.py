@@ -86,7 +86,7 @@ class NumPyLibrary(ArrayAPILibrary):
     def __init__(self) -> None:
         super().__init__("numpy", lambda: np)
 
-    def check(self, x: Array) -> str | None:
+    def check(self, x: Array, argument: str = "x") -> str | None:
         kind = type(x)
         if kind in (np.ndarray, np.memmap) or isinstance(x, np.generic):
             return None
@@ -126,7 +126,14 @@ class NumPyLibrary(ArrayAPILibrary):
         return x.astype(self.dtype(dtype), copy=False)
 
     def check_out(self, out: Array) -> str | None:
-        return None if out.flags.writeable else "a read-only array"
+        if not out.flags.writeable:
+            return "a read-only array"
+        reach = 0  # of the axes with smaller strides, in bytes
+        for stride, size in sorted(zip(map(abs, out.strides), out.shape, strict=True)):
+            if size > 1 and stride < reach + out.itemsize:
+                return "an array whose entries share memory"
+            reach += stride * (size - 1)
+        return None
 
     def overlaps(self, out: Array, x: Array) -> bool:
         same = (

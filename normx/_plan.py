@@ -24,6 +24,7 @@ Array = Any
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 COMPLEX = ("complex64", "complex128")
+NARROW = ("float16", "bfloat16")
 INTEGERS = (
     "bool", "bool_",
     "int8", "int16", "int32", "int64",
@@ -86,11 +87,12 @@ class Prepared:
     __slots__ = (
         "_checks",
         "_constants",
-        "_expand",
         "_keepdims",
+        "_parameter_dtype",
         "_result_dtype",
         "_shape",
         "direct",
+        "expand",
         "plan",
     )
 
@@ -106,12 +108,13 @@ class Prepared:
         constants: Mapping[str, Any],
     ) -> None:
         self.plan = plan
-        self._expand = expand
+        self.expand = expand
         self._result_dtype = result_dtype
         self._keepdims = keepdims
         self._checks = checks
         self._constants = constants
         self._shape = plan.shape[:-1] if expand else plan.shape
+        self._parameter_dtype = "float32" if plan.dtype in NARROW else plan.dtype
         #: Nothing surrounds the backend: hand over x and return what comes back.
         self.direct = not (
             expand or cast or checks or constants or plan.parameters or plan.out or keepdims
@@ -130,18 +133,18 @@ class Prepared:
         scores = library.cast(x, plan.dtype)
         if tuple(scores.shape) != self._shape:
             scores = xp.broadcast_to(scores, self._shape)
-        if self._expand:
+        if self.expand:
             scores = xp.expand_dims(scores, axis=-1)
         parameters = {
             name: self._constants[name]
             if name in self._constants
-            else self._aligned(library.cast(keywords[name], plan.dtype))
+            else self._aligned(library.cast(keywords[name], self._parameter_dtype))
             for name in plan.parameters
         }
         where = None
         if plan.where is not None:
             where = keywords["where"]
-            if not hasattr(where, "ndim"):  # a bool or a nested list of them
+            if isinstance(where, np.bool_) or not hasattr(where, "ndim"):
                 where = library.asarray(where, "bool", x)
             where = self._aligned(where)
         return scores, where, parameters
@@ -154,11 +157,13 @@ class Prepared:
         out = keywords.get("out")
         place = out
         if out is not None:
-            if self._expand:
-                place = xp.expand_dims(out, axis=-1)
-            # Rounded at the end, or written to where something is still to be read.
-            if not library.has_dtype(out, plan.dtype) or any(
-                library.overlaps(out, array) for array in (x, where) if array is not None
+            # What a cached plan cannot know: flags may change.
+            _check_writable(plan.record.name, library, out)
+            # Reshaped or rounded at the end, or written to where something is still to be read.
+            if (
+                self.expand
+                or not library.has_dtype(out, plan.dtype)
+                or any(library.overlaps(out, array) for array in (x, where) if array is not None)
             ):
                 place = None
         result, kernel = call(scores, where, place, parameters)
@@ -172,7 +177,7 @@ class Prepared:
 
     def _finished(self, xp: Any, y: Array) -> Array:
         library = self.plan.library
-        if self._expand and self.plan.record.kind == "normalizer":
+        if self.expand and self.plan.record.kind == "normalizer":
             y = y[..., 0]
         if self._keepdims is not None:
             y = xp.reshape(y, self._keepdims)
@@ -183,7 +188,7 @@ class Prepared:
     def _aligned(self, array: Array) -> Array:
         """An array keyword with one axis per axis of the scores the backend gets."""
         shape = (1,) * (len(self._shape) - array.ndim) + tuple(array.shape)
-        if self._expand:
+        if self.expand:
             shape = (*shape, 1)
         if shape == tuple(array.shape):
             return array
@@ -196,6 +201,8 @@ def prepare(
     x: Array,
     keywords: Mapping[str, Any],
     library_of: Callable[[Any], Library | None],
+    *,
+    keep_neutral: bool = False,
 ) -> Prepared:
     """Validate the arguments of a call and make its plan.
 
@@ -215,27 +222,21 @@ def prepare(
     if reason is not None:
         raise wrong(TypeError, name, "x", reason, "a plain array of its library")
     dtype, result_dtype = _dtypes(record, library, x, get)
-    arrays = {
-        p.name: get[p.name]
-        for p in (*record.parameters, *((TEMPERATURE,) if "temperature" in get else ()))
-    }
-    specs = {p.name: p for p in (*record.parameters, TEMPERATURE)}
+    specs = {p.name: p for p in (*record.parameters, TEMPERATURE) if p.name in get}
     constants: dict[str, Any] = {}
     checks: list[Callable[[Mapping[str, Any]], None]] = []
     present: dict[str, tuple[int, ...]] = {}
-    for key, value in arrays.items():
-        if value is None or (key == "temperature" and _is_number(value) and value == 1):
-            continue
-        present[key] = _parameter(
-            record, specs[key], library, x, value, constants, checks, library_of
-        )
-        if specs[key].complex and _is_complex(value):
-            dtype = "complex128" if dtype in ("float64", "complex128") else "complex64"
-            result_dtype = dtype
     shape = tuple(x.shape)
-    for key, parameter_shape in present.items():
-        if specs[key].shape == "elements":
-            shape = _broadcast(name, key, shape, parameter_shape, grow=True)
+    for key, spec in specs.items():
+        value = get[key]
+        if value is None or (_is_neutral(key, value) and not (keep_neutral and key in keywords)):
+            continue
+        present[key] = _parameter(record, spec, library, x, value, constants, checks, library_of)
+        if spec.shape == "elements":
+            shape = _broadcast(name, key, shape, present[key], grow=True)
+            promoted = _with_factors(dtype, value, fixed=get["dtype"] is not None)
+            if promoted != dtype:
+                dtype = result_dtype = promoted
     axis = _axes(name, get["axis"], len(shape))
     for key, parameter_shape in present.items():
         _check_parameter_shape(name, specs[key], parameter_shape, shape, axis)
@@ -299,7 +300,7 @@ def _dtypes(record: Record, library: Library, x: Array, get: Mapping[str, Any]) 
             f"a floating dtype ({', '.join(FLOATS)})",
         )
     if working in COMPLEX:
-        return working, working
+        raise wrong(TypeError, record.name, "dtype", repr(get["dtype"]), "None for complex scores")
     try:
         library.dtype(wanted)
     except AttributeError:
@@ -307,10 +308,24 @@ def _dtypes(record: Record, library: Library, x: Array, get: Mapping[str, Any]) 
             TypeError, record.name, "dtype", repr(get["dtype"]), f"a dtype that {library.name} has"
         ) from None
     # A wider result is computed wide; a narrower one is rounded at the end.
-    both = {working, wanted}
-    if both == {"float16", "bfloat16"}:
-        return "float32", wanted
-    return max(both, key=FLOATS.index), wanted
+    return _promoted(working, wanted), wanted
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    return key == "temperature" and _is_number(value) and bool(value == 1)
+
+
+def _with_factors(dtype: str, factors: Any, *, fixed: bool) -> str:
+    """The working dtype for scores of `dtype` and factors of the terms, as SciPy promotes them."""
+    if _is_complex(factors):
+        return "complex128" if dtype in ("float64", "complex128") else "complex64"
+    came = dtype if _is_number(factors) or fixed else dtype_name(factors.dtype)
+    return _promoted(dtype, came) if {dtype, came} <= set(FLOATS) else dtype
+
+
+def _promoted(a: str, b: str) -> str:
+    """The narrowest floating dtype that holds both."""
+    return "float32" if {a, b} == set(NARROW) else max(a, b, key=FLOATS.index)
 
 
 def _axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
@@ -326,7 +341,8 @@ def _axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
             continue  # a number is a row of one entry
         if not -ndim <= entry < ndim:
             raise AxisError(
-                f"normx.{function}: `axis` must be between {-ndim} and {ndim - 1} for an array of "
+                f"normx.{function}: `axis` must be between {-max(ndim, 1)} and "
+                f"{max(ndim, 1) - 1} for an array of "
                 f"{ndim} dimensions, not {axis!r}"
             )
         normal.append(int(entry) % ndim)
@@ -339,7 +355,12 @@ def _axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Number | np.generic) and not isinstance(value, bool | np.bool_)
+    return isinstance(value, numbers.Number | np.number) and not isinstance(value, bool)
+
+
+def _python_number(value: Any) -> Any:
+    """A number as Python's own, which every library takes."""
+    return complex(value) if isinstance(value, complex | np.complexfloating) else float(value)
 
 
 def _is_complex(value: Any) -> bool:
@@ -368,7 +389,10 @@ def _parameter(
             raise wrong(TypeError, function, name, repr(value), wanted)
         if spec.minimum is not None and not value >= spec.minimum:
             raise wrong(ValueError, function, name, repr(value), wanted, _cure(name))
-        constants[name] = value
+        try:
+            constants[name] = _python_number(value)
+        except OverflowError:
+            raise wrong(ValueError, function, name, "too large a number", wanted) from None
         return ()
     _same_home(function, name, library, x, value, wanted, library_of)
     came = dtype_name(value.dtype)
@@ -419,7 +443,7 @@ def _same_home(
             f"an array of {library.name}, the library of `x`",
             f"convert it with {library.name}'s own function first",
         )
-    reason = library.check(value)
+    reason = library.check(value, name)
     if reason is not None:
         raise wrong(TypeError, function, name, reason, "a plain array of its library")
     here, there = library.device(x), library.device(value)
@@ -540,9 +564,13 @@ def _check_out(
     _same_home(function, "out", library, x, out, wanted, library_of)
     if tuple(out.shape) != shape or dtype_name(out.dtype) != dtype:
         raise wrong(ValueError, function, "out", described(out), wanted)
+    _check_writable(function, library, out)
+
+
+def _check_writable(function: str, library: Library, out: Any) -> None:
     reason = library.check_out(out)
     if reason is not None:
-        raise wrong(ValueError, function, "out", reason, "writable")
+        raise wrong(ValueError, function, "out", reason, "writable, entry by entry")
 
 
 def _softcap(function: str, value: Any) -> float | None:

@@ -14,6 +14,10 @@ from normx.plugins import Backend, Call, Refusal
 Array = Any
 
 
+_LARGEST = {name: float(np.finfo(name).max) for name in ("float32", "float64")}
+_SMALLEST = {name: float(np.finfo(name).tiny) for name in ("float32", "float64")}
+
+
 class ReferenceBackend(Backend):
     """Runs every record wherever there are arrays."""
 
@@ -61,8 +65,12 @@ def row_of(
             number = float(np.float32(value)) if narrow else value
             arrays[name] = library.asarray(number, dtype, x)
     temperature = arrays.pop("temperature", None)
-    if plan.softcap is not None:
-        scores = plan.softcap * xp.tanh(scores / plan.softcap)
+    cap = plan.softcap
+    if cap is not None and cap < _LARGEST[dtype]:  # beyond, it caps nothing
+        cap = max(cap, _SMALLEST[dtype])
+        if where is not None:  # what is left out must not reach a gradient either
+            scores = xp.where(where, scores, 0.0)
+        scores = cap * xp.tanh(scores / cap)
     if where is not None:
         scores = xp.where(where, scores, -xp.inf)
     return Row(library, xp, scores, where, plan.axis, temperature, dtype), arrays
@@ -73,7 +81,10 @@ def compute(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, 
     record, library, xp = plan.record, plan.library, plan.library.namespace()
     if 0 in plan.shape:
         fill = -xp.inf if record.log_space else 0.0
-        return library.full(plan.result_shape, fill, plan.dtype, x)
+        nothing = library.full(plan.result_shape, fill, plan.dtype, x)
+        if plan.flags.get("return_sign"):
+            return nothing, library.full(plan.result_shape, 0.0, plan.dtype, x)
+        return nothing
     row, own = row_of(plan, x, where, parameters)
     state = None if record.state is None else record.state(row, **own, **plan.flags)
     y = record.apply(row, state, **own, **plan.flags)

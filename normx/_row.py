@@ -74,7 +74,9 @@ class Row:
             return Centred(top, relative)
         t = self.temperature
         limit = xp.where(top > 0, xp.inf, xp.where(top < 0, -xp.inf, top))
-        level = xp.where(t == 0, limit, top / xp.where(t == 0, 1.0, t))
+        finite = (t > 0) & (t < xp.inf)
+        level = xp.where(t == 0, limit, xp.where(xp.isinf(top), top, 0.0 * origin))
+        level = xp.where(finite, top / xp.where(finite, t, 1.0), level)
         return Centred(level, arithmetic.divided(xp, relative, t, self.dtype))
 
     def sum(self, x: Array) -> Array:

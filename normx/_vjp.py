@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from normx import laws
 from normx._dispatch import _arrive, library_of
 from normx._errors import described, wrong
-from normx._plan import prepare
+from normx._plan import FLOATS, INTEGERS, prepare
 from normx._record import record_of
 from normx._reference import row_of
+from normx.plugins import dtype_name
 
 Array = Any
 
@@ -36,7 +38,7 @@ def vjp(
         ``pullback(dy)`` takes an array of the shape of `y` and returns a dict with
         the gradient of ``sum(y * dy)`` under the key ``"x"`` and one per numeric
         parameter that was passed, each in the shape of what was passed.  Entries
-        left out and empty rows receive exactly 0.
+        left out and empty rows receive exactly 0.  `x` must not change in between.
 
     Raises
     ------
@@ -57,7 +59,7 @@ def vjp(
         raise wrong(TypeError, "vjp", "out", "given", "absent", "the result is returned")
     y = record.function(x, **params)
     shape_of_y = tuple(y.shape) if hasattr(y, "shape") else None
-    prepared = prepare(record, library, x, params, library_of)
+    prepared = prepare(record, library, x, params, library_of, keep_neutral=True)
     plan = prepared.plan
     if plan.dtype.startswith("complex") or record.vjp is None or plan.flags.get("return_sign"):
         raise wrong(
@@ -73,13 +75,14 @@ def vjp(
 
     def pullback(dy: Array) -> dict[str, Array]:
         home, dy = _arrive(record, dy)
-        if home is not library or tuple(dy.shape) != shape_of_y:
+        real = dtype_name(dy.dtype) in (*FLOATS, *INTEGERS)
+        if home is not library or tuple(dy.shape) != shape_of_y or not real:
             raise wrong(
                 ValueError,
                 "vjp",
                 "dy",
                 described(dy),
-                f"an array of {library.name} of shape {shape_of_y}",
+                f"a real array of {library.name} of shape {shape_of_y}",
             )
         form = tuple(
             1 if i in plan.axis and record.kind == "reduction" else size
@@ -88,7 +91,11 @@ def vjp(
         scores, where, arrays = prepared.arguments(x, params)
         with library.quiet():
             if 0 in plan.shape:
-                return {"x": xp.zeros_like(x)} | {k: xp.zeros_like(v) for k, v in passed.items()}
+                shapes = {"x": x, **passed}
+                return {
+                    name: library.full(tuple(getattr(v, "shape", ())), 0.0, plan.dtype, x)
+                    for name, v in shapes.items()
+                }
             row, own = row_of(plan, scores, where, arrays)
             cotangent = library.cast(xp.reshape(dy, form), row.dtype)
             if record.kind == "normalizer" and row.kept is not None:
@@ -97,7 +104,13 @@ def vjp(
             gradients = gradient_of(row, cotangent, **own, **plan.flags)
             gradients |= _through_options(plan, row, scores, gradients["x"])
         return {
-            name: _shaped_as(library, xp, gradient, x if name == "x" else passed[name], plan.dtype)
+            name: _shaped_as(
+                library,
+                xp,
+                gradient[..., 0] if prepared.expand else gradient,
+                x if name == "x" else passed[name],
+                plan.dtype,
+            )
             for name, gradient in gradients.items()
         }
 
@@ -114,11 +127,19 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
     if row.temperature is not None:
         t = xp.where(row.temperature == 0, xp.inf, row.temperature)
         # Left-out and infinite scores have gradient 0; 0 * inf must not spoil the sum.
-        moment = row.sum(gradient * xp.where(gradient == 0, 0.0, row.scores))
+        # Where a shift changes nothing the sum of the gradient is 0, and the scores may
+        # be taken relative to their maximum: their own size would drown the differences.
+        invariant = laws.shift_invariant in plan.record.laws and not (
+            plan.parameters - {"temperature"}
+        )
+        origin = xp.where(xp.isfinite(row.maximum), row.maximum, 0.0)
+        scores = row.scores - origin if invariant else row.scores
+        moment = row.sum(gradient * xp.where(gradient == 0, 0.0, scores))
         chained["temperature"] = -moment / t / t
         gradient = gradient / t
     if plan.softcap is not None:
-        capped = xp.tanh(row.library.cast(x, row.dtype) / plan.softcap)
+        x = row.library.cast(x, row.dtype)
+        capped = xp.tanh((x if row.kept is None else xp.where(row.kept, x, 0.0)) / plan.softcap)
         gradient = gradient * (1.0 - capped * capped)
     return {"x": gradient, **chained}
 

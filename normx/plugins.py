@@ -103,8 +103,8 @@ class Library(ABC):
     def namespace(self) -> Any:
         """The array-API namespace."""
 
-    def check(self, x: Array) -> str | None:
-        """Why `x` cannot be taken, with the cure; None if it can."""
+    def check(self, x: Array, argument: str = "x") -> str | None:
+        """Why an array cannot be taken as `argument`, with the cure; None if it can."""
         return None
 
     def key(self, x: Array) -> Any:

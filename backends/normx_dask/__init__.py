@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ def _namespace() -> Any:
 
 class DaskLibrary(ArrayAPILibrary):
     """dask.array.Array; nothing here computes or rechunks."""
+
+    def check(self, x: Any, argument: str = "x") -> str | None:
+        if any(math.isnan(size) for size in x.shape):
+            return "an array with unknown chunk sizes; call its compute_chunk_sizes() first"
+        return None
 
     def dtype(self, name: str) -> Any:
         return numpy_library.dtype(name)

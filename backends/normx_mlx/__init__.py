@@ -23,6 +23,13 @@ class MLXLibrary(ArrayAPILibrary):
     mutable = True
     flushes_subnormals = True
 
+    def is_concrete(self, x: Any) -> bool:
+        try:
+            self.namespace().eval(x)
+        except ValueError:  # inside compile, vmap or grad
+            return False
+        return True
+
     def asarray(self, value: Any, dtype: str, like: Any) -> Any:
         return self.namespace().asarray(value, dtype=self.dtype(dtype))
 

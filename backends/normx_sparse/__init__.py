@@ -19,8 +19,11 @@ def _namespace() -> Any:
 class SparseLibrary(ArrayAPILibrary):
     """sparse.COO whose missing entries are -inf: left out, with weight 0."""
 
-    def check(self, x: Any) -> str | None:
-        if x.dtype == bool or x.fill_value == -np.inf:  # a mask, or scores
+    def key(self, x: Any) -> Any:
+        return x.shape, x.dtype, str(x.fill_value)
+
+    def check(self, x: Any, argument: str = "x") -> str | None:
+        if argument != "x" or x.fill_value == -np.inf:
             return None
         return (
             f"a sparse array with fill value {x.fill_value}, whose weights would not be sparse; "
@@ -38,7 +41,7 @@ class SparseLibrary(ArrayAPILibrary):
         return x.todense() if hasattr(x, "todense") else np.asarray(x)
 
     def unsupported(self, plan: Plan) -> str | None:
-        if plan.parameters - {"temperature"}:
+        if plan.parameters - {"temperature"} or plan.softcap or plan.empty == "uniform":
             return "a sparse array has one fill value, which these would change; pass x.todense()"
         return None
 

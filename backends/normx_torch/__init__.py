@@ -20,6 +20,20 @@ class TorchLibrary(ArrayAPILibrary):
     arithmetic = "float32"
     mutable = True
 
+    def key(self, x: Any) -> Any:
+        import torch
+
+        # Integers become the default dtype, which is the user's to change.
+        default = None if x.dtype.is_floating_point else torch.get_default_dtype()
+        return x.shape, x.dtype, x.device, default
+
+    def is_concrete(self, x: Any) -> bool:
+        import torch
+
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+        traced = torch.compiler.is_compiling() or type(x).__name__ == "FakeTensor"
+        return not (wrapped or traced or x.is_meta)
+
     def from_numpy(self, x: Any) -> Any:
         if x.dtype.name == "bfloat16":  # torch reads NumPy's own dtypes only
             return self.cast(self.namespace().asarray(x.astype("float32")), "bfloat16")

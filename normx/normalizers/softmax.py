@@ -44,7 +44,7 @@ _SINK = Parameter("sink", shape="along")
 def _state(row: Row, *, sink: Array | None = None) -> MaxSum:
     """The state of the row; sinks are a block of scores that gets no weights."""
     state: MaxSum = MAX_SUM.lift(row)
-    if sink is None:
+    if sink is None or 0 in sink.shape:
         return state
     scores = row.xp.reshape(sink, (1,) * (row.scores.ndim - sink.ndim) + tuple(sink.shape))
     block = Row(row.library, row.xp, scores, None, row.axis, None, row.dtype)
@@ -169,6 +169,8 @@ def softmax(
     float64, at every length, and correctly rounded but for ties in float16 and
     bfloat16.  The difference to the maximum is kept exact and the sum does not lose
     with length.  Entries of +inf share the mass; NaN makes its row NaN, and no other.
+    A softcap, and a temperature beside a sink, are rounded once before the
+    exponential, which magnifies that by the size of the capped or scaled score.
 
     References
     ----------
@@ -281,22 +283,24 @@ def _logsumexp(
     if state is not None:
         top = state.maximum
         value = top + xp.log1p(xp.where(state.excess == -1.0, 0.0, state.excess))
+        value = xp.where(top == -xp.inf, -xp.inf, value)  # and no gradient
         if not return_sign:
             return value
         return value, xp.where(top == -xp.inf, 0.0, xp.where(xp.isnan(top), top, 1.0))
     is_complex = row.dtype.startswith("complex")
     z = row.scores
-    terms = xp.exp(z)
-    if b is None:
-        b = xp.ones_like(z)
-    else:
+    if b is not None:
         b = row.library.cast(b, row.dtype) if is_complex else b
         b = b if row.kept is None else xp.where(row.kept, b, 0.0)
         z = xp.where(b == 0, -xp.inf, z)  # a factor 0 leaves out whatever z holds
-        terms = xp.where(b == 0, 0.0, b * terms)
+    infinite_terms = xp.exp(xp.where(xp.isfinite(z), -xp.inf, z))
+    if b is None:
+        b = xp.ones_like(z)
+    else:
+        infinite_terms = xp.where(infinite_terms == 0, 0.0, b * infinite_terms)
     value, sign = (_log_of_complex_sum if is_complex else _log_of_signed_sum)(row, z, b)
     # With an infinite term the sum itself says what its logarithm is.
-    total = xp.sum(terms, axis=row.axis, keepdims=True)
+    total = xp.sum(infinite_terms, axis=row.axis, keepdims=True)
     infinite = ~xp.isfinite(value)
     sign = xp.where(infinite, xp.sign(total), sign)
     if return_sign:
@@ -366,12 +370,12 @@ def _logsumexp_vjp(
     if b is None:
         weights = xp.where(row.empty, 0.0, _softmax(row, MAX_SUM.lift(row)))
         return {"x": weights * cotangent}
-    z = row.scores if row.kept is None else xp.where(row.kept, row.scores, -xp.inf)
-    top = xp.max(z, axis=row.axis, keepdims=True)
+    z = row.scores
+    top = xp.max(xp.where(b == 0, -xp.inf, z), axis=row.axis, keepdims=True)
     e = xp.exp(gap(xp, z, top))
-    total = row.sum(b * e)
+    total = row.sum(xp.where(b == 0, 0.0, b * e))
     share = xp.where(row.empty, 0.0, e / xp.where(total == 0, 1.0, total)) * cotangent
-    return {"x": b * share, "b": share}
+    return {"x": xp.where(b == 0, 0.0, b * share), "b": share}
 
 
 @reduction(

@@ -239,14 +239,43 @@ def test_vjp_refuses_what_has_no_gradient():
         normx.vjp(normx.logsumexp, X, return_sign=True)
     _, pullback = normx.vjp(normx.softmax, X)
     with pytest.raises(
-        ValueError, match=r"normx.vjp: `dy` must be an array of numpy of shape \(2, 3\)"
+        ValueError, match=r"normx.vjp: `dy` must be a real array of numpy of shape \(2, 3\)"
     ):
         pullback(np.ones(3))
 
 
+def test_an_out_that_changed_since_the_plan_was_made():
+    out = np.empty_like(X)
+    normx.softmax(X, out=out)
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match=r"`out` must be writable"):
+        normx.softmax(X, out=out)
+    folded = np.lib.stride_tricks.as_strided(np.zeros(6), (2, 3), (8, 8))
+    with pytest.raises(ValueError, match=r"`out` must be .*share memory"):
+        normx.softmax(X, out=folded)
+
+
+def test_more_wrong_values():
+    with pytest.raises(ValueError, match=r"`backend` must be one of"):
+        normx.softmax(X, backend="")
+    with pytest.raises(TypeError, match=r"`temperature` must be a number"):
+        normx.softmax(X, temperature=np.str_("2"))
+    with pytest.raises(ValueError, match=r"`sink` must be .* not too large a number"):
+        normx.softmax(X, sink=10**400)
+    with pytest.raises(TypeError, match=r"`dtype` must be None for complex scores"):
+        normx.logsumexp(X + 1j, dtype="float32")
+    with pytest.raises(IndexError, match=r"between -1 and 0"):
+        normx.softmax(3.0, axis=1)
+    _, pullback = normx.vjp(normx.softmax, X)
+    with pytest.raises(ValueError, match=r"`dy` must be a real array"):
+        pullback(X + 1j)
+    with pytest.raises(ValueError, match=r"from 1 to 4096"):
+        normx.set_num_threads(2**40)
+
+
 def test_threads():
     with pytest.raises(
-        ValueError, match=r"normx.set_num_threads: `count` must be at least 1, not 0"
+        ValueError, match=r"normx.set_num_threads: `count` must be from 1 to 4096, not 0"
     ):
         normx.set_num_threads(0)
     for count in (1.5, "2", True, None):

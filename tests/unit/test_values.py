@@ -282,6 +282,70 @@ def test_masks_are_not_expanded(backend):
     assert peak < 64 * 1024
 
 
+def test_numbers_of_numpy_are_numbers(backend):
+    x = np.array([1.0, 2.0])
+    want = normx.softmax(x, temperature=2.0)
+    for two in (np.float64(2), np.float32(2), np.int64(2), np.longdouble(2)):
+        assert np.array_equal(call(normx.softmax, backend, x, temperature=two), want)
+    assert np.array_equal(call(normx.softmax, backend, x, where=np.True_), normx.softmax(x))
+    assert call(normx.softmax, backend, x, dtype=np.float32).dtype == np.float32
+    assert np.array_equal(call(normx.softmax, backend, x, sink=np.zeros(0)), normx.softmax(x))
+
+
+def test_parameters_keep_their_range_beside_half_precision_scores(backend):
+    zeros = np.zeros(3, np.float16)
+    got = call(normx.logsumexp, backend, zeros, b=np.array([1e6, 1.0, 1.0]))
+    assert got == pytest.approx(np.log(1e6 + 2)) and got.dtype == np.float64
+    x = np.array([6e4, 0.0], np.float16)
+    want = call(normx.softmax, backend, x, temperature=1e5)
+    assert np.array_equal(call(normx.softmax, backend, x, temperature=np.array([1e5])), want)
+
+
+def test_gradients_where_some_factors_are_zero():
+    for top in (1000.0, np.nan):
+        x, b = np.array([top, 0.0]), np.array([0.0, 1.0])
+        y, pullback = normx.vjp(normx.logsumexp, x, b=b)
+        assert y == 0.0 and np.array_equal(pullback(np.float64(1.0))["x"], [0.0, 1.0])
+
+
+def test_gradients_of_left_out_nan_under_a_softcap_are_zero():
+    x, kept = np.array([1.0, 2.0, np.nan]), np.array([True, True, False])
+    _, pullback = normx.vjp(normx.softmax, x, where=kept, softcap=5.0)
+    gradient = pullback(np.array([1.0, 0.0, 0.0]))["x"]
+    assert np.all(np.isfinite(gradient)) and gradient[2] == 0.0
+
+
+def test_gradients_of_what_was_passed():
+    x = np.array([1.0, 2.0])
+    near = normx.vjp(normx.softmax, x, temperature=1.0 + 1e-9)[1](np.array([1.0, 0.0]))
+    at_one = normx.vjp(normx.softmax, x, temperature=1.0)[1](np.array([1.0, 0.0]))
+    assert at_one["temperature"] == pytest.approx(near["temperature"], rel=1e-6)
+    alone = normx.vjp(normx.softmax, np.arange(3.0), axis=())[1](np.ones(3))
+    assert np.array_equal(alone["x"], np.zeros(3))
+    nothing = normx.vjp(normx.softmax, np.zeros((0, 3)), temperature=2.0)[1](np.zeros((0, 3)))
+    assert nothing["x"].shape == (0, 3) and nothing["temperature"] == 0.0
+    far = normx.vjp(normx.softmax, 1e12 + np.array([0.0, 1.0, 3.0]), temperature=2.0)
+    here = normx.vjp(normx.softmax, np.array([0.0, 1.0, 3.0]), temperature=2.0)
+    dy = np.array([1.0, 0.0, -2.0])
+    assert far[1](dy)["temperature"] == pytest.approx(here[1](dy)["temperature"], rel=1e-9)
+
+
+def test_a_sign_where_nothing_is_summed(backend):
+    value, sign = call(normx.logsumexp, backend, np.zeros(0), return_sign=True)
+    assert value == -np.inf and sign == 0.0
+
+
+def test_limits_of_softcap_and_temperature(backend):
+    x = np.array([1.0, 2.0, 0.0], np.float32)
+    for cap in (1e39, 1e300, np.inf):
+        assert np.array_equal(
+            call(normx.softmax, backend, x, softcap=cap), normx.softmax(x, backend="reference")
+        )
+    assert np.all(call(normx.softmax, backend, x, softcap=1e-46) == np.float32(1 / 3))
+    infinite = call(normx.softmax, backend, np.array([np.inf, 0.0]), temperature=np.inf)
+    assert np.array_equal(infinite, [1.0, 0.0])
+
+
 def test_lists_and_numbers():
     assert np.array_equal(normx.softmax([1000, 0, 0, 0]), [1.0, 0.0, 0.0, 0.0])
     assert normx.softmax(3.0) == 1.0 and normx.logsumexp(3.0) == 3.0

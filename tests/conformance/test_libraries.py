@@ -1,0 +1,98 @@
+"""What is particular to one library."""
+
+import numpy as np
+import pytest
+
+import normx
+
+
+@pytest.fixture(autouse=True)
+def only_if_asked(request):
+    name = request.function.__name__.split("_")[1]
+    if name not in (request.config.getoption("--library") or ()):
+        pytest.skip(f"runs with --library {name}")
+
+
+def test_mlx_out_of_zero_dimensions_is_written():
+    mx = pytest.importorskip("mlx.core")
+    out = mx.array(7.0)
+    assert normx.softmax(mx.array(3.0), out=out) is out and out.item() == 1.0
+    out = mx.array([7.0, 8.0])
+    normx.softmax(mx.array([3.0, 4.0]), axis=(), out=out)
+    assert out.tolist() == [1.0, 1.0]
+
+
+def test_mlx_transformations_take_arrays_of_parameters():
+    mx = pytest.importorskip("mlx.core")
+    x, t = mx.array([[1.0, 2.0], [3.0, 5.0]]), mx.array([[0.5], [2.0]])
+    want = np.asarray(normx.softmax(x, temperature=t))
+    assert np.array_equal(
+        np.asarray(mx.compile(lambda a, b: normx.softmax(a, temperature=b))(x, t)), want
+    )
+    got = mx.vmap(lambda a, b: normx.softmax(a, temperature=b))(x, t)
+    np.testing.assert_allclose(np.asarray(got), want, rtol=1e-6)
+
+
+def test_torch_transformations_take_arrays_of_parameters():
+    torch = pytest.importorskip("torch")
+    x, t = torch.randn(3, 4), torch.ones(3, 1)
+    got = torch.func.vmap(lambda a, b: normx.softmax(a, temperature=b))(x, t)
+    assert torch.equal(got, normx.softmax(x, temperature=t))
+    gradient = torch.func.grad(lambda b: normx.softmax(x, temperature=b)[:, 0].sum())(t)
+    assert gradient.shape == t.shape and torch.isfinite(gradient).all()
+    assert normx.softmax(x.to("meta"), temperature=t.to("meta")).shape == x.shape
+
+
+def test_torch_integers_follow_the_default_dtype():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([1, 2])
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float32, torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            assert normx.softmax(x).dtype == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_torch_gradients_of_weighted_sums_do_not_overflow():
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([100.0, 0.0], requires_grad=True)
+    normx.logsumexp(x, b=torch.tensor([1.0, 2.0])).backward()
+    assert torch.allclose(x.grad, torch.tensor([1.0, 0.0]))
+
+
+def test_jax_dtypes_and_vmap():
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.asarray([[1.0, 2.0], [0.0, 4.0]])
+    assert normx.softmax(x, dtype=jax.numpy.float16).dtype == jax.numpy.float16
+    np.testing.assert_allclose(jax.vmap(normx.softmax)(x), normx.softmax(x), rtol=1e-6)
+    assert np.array_equal(jax.grad(normx.logsumexp)(jax.numpy.full(2, -np.inf)), [0.0, 0.0])
+
+
+def test_dask_unknown_chunk_sizes_are_refused_with_the_cure():
+    array = pytest.importorskip("dask.array")
+    x = array.from_array(np.zeros((4, 3)), chunks=2)
+    with pytest.raises(TypeError, match=r"compute_chunk_sizes"):
+        normx.softmax(x[x[:, 0] > -1])
+
+
+def test_dask_arrays_stay_lazy_and_keep_their_chunks():
+    array = pytest.importorskip("dask.array")
+    x = array.from_array(np.random.default_rng(0).normal(size=(6, 8)), chunks=(2, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(array.Array, "compute", lambda *a, **k: pytest.fail("computed"))
+        y = normx.softmax(x, where=x > -1.0)
+    assert y.chunks == x.chunks
+    want = normx.softmax(x.compute(), where=x.compute() > -1.0)
+    np.testing.assert_allclose(y.compute(), want, rtol=1e-14)
+
+
+def test_sparse_fill_values_are_part_of_the_plan():
+    sparse = pytest.importorskip("sparse")
+    x = np.array([[1.0, -np.inf, 2.0]])
+    normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf))
+    with pytest.raises(TypeError, match=r"fill value 0.0.*todense"):
+        normx.softmax(sparse.COO.from_numpy(np.array([[1.0, 0.0, 2.0]])))
+    with pytest.raises(TypeError, match=r"one fill value"):
+        normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf), softcap=2.0)
