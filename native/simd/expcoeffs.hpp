@@ -10,7 +10,7 @@ template <> struct Exp<float> {
   // With FMA: n·hi is not rounded, and x − n·hi is exact because it is a small multiple of the last place of hi.
   static constexpr float ln2_hi = 0x1.62e43p-1f;
   static constexpr float ln2_lo = -0x1.05c61p-29f;
-  // Without FMA: 9-bit pieces, so that n·a and n·b (n has at most 15 bits) are exact products.
+  // Without FMA: 9-bit pieces, so that n·a and n·b (n has at most 15 bits) are exact.
   static constexpr float ln2_a = 0x1.63p-1f;
   static constexpr float ln2_b = -0x1.bdp-13f;
   static constexpr float ln2_c = -0x1.05c61p-29f;
@@ -31,7 +31,7 @@ template <> struct Exp<double> {
   // With FMA: n·hi is not rounded, and x − n·hi is exact because it is a small multiple of the last place of hi.
   static constexpr double ln2_hi = 0x1.62e42fefa39efp-1;
   static constexpr double ln2_lo = 0x1.abc9e3b39803fp-56;
-  // Without FMA: 38-bit pieces, so that n·a and n·b (n has at most 15 bits) are exact products.
+  // Without FMA: 38-bit pieces, so that n·a and n·b (n has at most 15 bits) are exact.
   static constexpr double ln2_a = 0x1.62e42fefap-1;
   static constexpr double ln2_b = 0x1.cf79abc9ep-40;
   static constexpr double ln2_c = 0x1.d9cc01f97b57ap-79;
