@@ -23,6 +23,9 @@ constexpr std::int64_t reload_bytes = std::int64_t{1} << 19;
 // x and y of this many bytes are not in the caches when the call begins, and will not be when it ends.
 constexpr std::int64_t stream_bytes = std::int64_t{1} << 25;
 
+// Of shorter rows the edges cost more than streaming the rest saves.
+constexpr std::int64_t stream_row_bytes = 512;
+
 // The memory a panel may take: what is left of a thread's share of L2 when its source and its destination pass through.
 constexpr std::int64_t panel_budget = std::int64_t{1} << 19;
 
@@ -35,6 +38,13 @@ std::int64_t chunk_length(int item) { return item == 8 ? chunk_size<double> : ch
 
 bool continues(const Axis& a, const Axis& b) {
   return a.x == b.x * b.size && a.y == b.y * b.size && a.where == b.where * b.size;
+}
+
+// True if every element of y lies at a multiple of its size.
+bool aligned(const Task& t, int item) {
+  bool all = reinterpret_cast<std::uintptr_t>(t.y) % static_cast<std::uintptr_t>(item) == 0;
+  for (int a = 0; a < t.outer + t.reduced; ++a) all &= t.axes[a].y % item == 0;
+  return all;
 }
 
 // Appends an axis, or makes the last one longer.
@@ -188,7 +198,7 @@ Call::Ran Call::execute(const Layout& layout, const char* x, char* y) const {
   t.x = x;
   t.y = y;
   t.axes = layout.axes;
-  t.streams = x != y && 2 * elements_ * item_ >= stream_bytes;
+  t.streams = x != y && 2 * elements_ * item_ >= stream_bytes && n_ * item_ >= stream_row_bytes && aligned(t, item_);
   if (elements_ < parallel_from) {
     if (t.units) target.table[layout.kernel].run(t, 0, t.units, scratch());
     return {&target, layout.kernel};

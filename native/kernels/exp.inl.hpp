@@ -29,15 +29,15 @@ template <class T, class V, class F> NX_INLINE Parts<V> exp_parts(V x, F constan
   } else {
     t = x - n * constant(E::ln2_a) - n * constant(E::ln2_b) - n * constant(E::ln2_c);
   }
-  V p = constant(E::coefficient[E::degree]);
+  V p = fma(constant(E::coefficient[E::degree]), t, constant(E::coefficient[E::degree - 1]));
 #pragma GCC unroll 16
-  for (int i = E::degree - 1; i >= 0; --i) p = fma(p, t, constant(E::coefficient[i]));
+  for (int i = E::degree - 2; i >= 0; --i) p = fma(p, t, constant(E::coefficient[i]));
   return {p, n};
 }
 
 // Far below anything that matters, and still harmless in exp_parts: −inf ends up here. NaN passes.
-template <class T> NX_INLINE Vec<T> bounded(Vec<T> x) { return clamp_low(x, all(T(-16384))); }
-template <class T> NX_INLINE Parts<Vec<T>> exp_parts(Vec<T> x) {
+template <class T, int L> NX_INLINE Vec<T, L> bounded(Vec<T, L> x) { return clamp_low(x, all(T(-16384))); }
+template <class T, int L> NX_INLINE Parts<Vec<T, L>> exp_parts(Vec<T, L> x) {
   return exp_parts<T>(x, [](T s) { return all(s); });
 }
 
@@ -57,7 +57,7 @@ template <class T> NX_INLINE T near_exponent(T m) {
   return rint((m < T(-2 * near_limit) ? T(-2 * near_limit) : m > T(near_limit) ? T(near_limit) : m) * Exp<T>::log2e);
 }
 
-template <class T> NX_INLINE Vec<T> exp_at(Vec<T> x, Reference<T> ref) {
-  const Parts<Vec<T>> e = exp_parts(bounded(x - ref.c));
+template <class T, int L> NX_INLINE Vec<T, L> exp_at(Vec<T, L> x, Reference<T> ref) {
+  const Parts<Vec<T, L>> e = exp_parts(bounded(x - ref.c));
   return ldexp(e.p, e.n - ref.n);
 }

@@ -28,20 +28,15 @@ NX_INLINE Pair<double> product(double a, double b) {
   return {high, ((ah * bh - high) + ah * bl + al * bh) + al * bl};
 }
 
-// The running sum of V lanes. add(e) takes the eight vectors e(0) .. e(7) of a block, and asks for them in this order.
-template <class F> NX_INLINE auto pair_sum(F&& e, int k) {
-  const auto a = e(k);
-  const auto b = e(k + 1);
-  return a + b;
-}
+// The running sum of V lanes. add(e) takes the vectors e(0) .. e(7) of a block.
 template <class T> struct Lanes;
 template <> struct Lanes<float> {
   Vec<double> first, last;
   template <class F> NX_INLINE void add(F&& e) {
-    const Wide a = widen(pair_sum(e, 0));
-    const Wide b = widen(pair_sum(e, 2));
-    const Wide c = widen(pair_sum(e, 4));
-    const Wide d = widen(pair_sum(e, 6));
+    const Wide a = widen(e(0) + e(1));
+    const Wide b = widen(e(2) + e(3));
+    const Wide c = widen(e(4) + e(5));
+    const Wide d = widen(e(6) + e(7));
     first = first + ((a.first + b.first) + (c.first + d.first));
     last = last + ((a.last + b.last) + (c.last + d.last));
   }
@@ -49,10 +44,10 @@ template <> struct Lanes<float> {
 template <> struct Lanes<double> {
   Pair<Vec<double>> total;
   template <class F> NX_INLINE void add(F&& e) {
-    const Pair<Vec<double>> a{pair_sum(e, 0), all(0.0)};
-    const Pair<Vec<double>> b{pair_sum(e, 2), all(0.0)};
-    const Pair<Vec<double>> c{pair_sum(e, 4), all(0.0)};
-    const Pair<Vec<double>> d{pair_sum(e, 6), all(0.0)};
+    const Pair<Vec<double>> a{e(0) + e(1), all(0.0)};
+    const Pair<Vec<double>> b{e(2) + e(3), all(0.0)};
+    const Pair<Vec<double>> c{e(4) + e(5), all(0.0)};
+    const Pair<Vec<double>> d{e(6) + e(7), all(0.0)};
     total = total + ((a + b) + (c + d));
   }
 };
@@ -143,7 +138,10 @@ template <class T> struct Row {
   bool streams = false;    // map() writes past the caches
 
   NX_INLINE static Vec<T> spread(const T* per_row) { return all(per_row[0]); }
-  NX_INLINE void prefetch(const char* p) const { __builtin_prefetch(p + ahead); }
+  template <int lines> NX_INLINE void prefetch(const char* p, Full<lines>) const {
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(p + 64 * i + ahead);
+  }
+  NX_INLINE static void prefetch(const char*, Part) {}
 
   // y = f(x), element by element. Whole lines of y are written at once, wherever it begins.
   template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
@@ -151,11 +149,16 @@ template <class T> struct Row {
     if (lines.head) store(y, f(load(x, Part{lines.head}, T(0))), Part{lines.head});
     x += lines.head * sizeof(T);
     y += lines.head * sizeof(T);
-    for (std::int64_t i = 0; i < lines.whole; ++i, x += 64, y += 64) {
-      prefetch(x);
-      const Vec<T> v = f(load<T>(x));
+    const auto whole = [&]<int count>(Full<count> where) NX_INLINED {
+      prefetch(x, where);
+      const Vec<T, count> v = f(load(x, where, T(0)));
       streams ? stream(y, v) : store(y, v);
-    }
+      x += 64 * count;
+      y += 64 * count;
+    };
+    std::int64_t left = lines.whole;
+    for (; left >= group; left -= group) whole(Full<group>{});
+    for (; left; --left) whole(Full<1>{});
     if (lines.tail) store(y, f(load(x, Part{lines.tail}, T(0))), Part{lines.tail});
     if (streams) stream_fence();
   }
@@ -185,12 +188,21 @@ template <class T> struct Row {
       const std::int64_t end = n - first < chunk_size<T> ? n : first + chunk_size<T>;
       Lanes<T> lanes{};
       std::int64_t i = first / V;
-      for (; i + 8 <= end / V; i += 8) lanes.add([&](int k) { return term(i + k, Full{}); });
+      for (; i + 8 <= end / V; i += 8) {
+        Vec<T, group> e[8 / group];
+#pragma GCC unroll 8
+        for (int k = 0; k < 8 / group; ++k) e[k] = term(i + group * k, Full<group>{});
+        lanes.add([&](int k) { return line(e[k / group], k % group); });
+      }
       if (i * V < end) {
         Vec<T> e[8];
         for (Vec<T>& zero : e) zero = all(T(0));
         int k = 0;
-        for (; i < end / V; ++i) e[k++] = term(i, Full{});
+        for (; i + group <= end / V; i += group) {
+          const Vec<T, group> some = term(i, Full<group>{});
+          for (int j = 0; j < group; ++j) e[k++] = line(some, j);
+        }
+        for (; i < end / V; ++i) e[k++] = term(i, Full<1>{});
         if (end % V) e[k] = term(i, Part{static_cast<int>(end % V)});
         lanes.add([&](int j) { return e[j]; });
       }
@@ -208,10 +220,12 @@ template <class T> struct Strip {
   std::int64_t n;
 
   NX_INLINE static Vec<T> spread(const T* per_row) { return load<T>(reinterpret_cast<const char*>(per_row)); }
-  NX_INLINE static void prefetch(const char*) {}
+  template <class Where> NX_INLINE static void prefetch(const char*, Where) {}
 
   template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
-    for (std::int64_t i = 0; i < n; ++i) store(y + pitch * i, f(load<T>(x + pitch * i)));
+    std::int64_t i = 0;
+    for (; i + group <= n; i += group) store(y + pitch * i, f(load(x + pitch * i, Full<group>{}, T(0))));
+    for (; i < n; ++i) store(y + pitch * i, f(load<T>(x + pitch * i)));
   }
 
   NX_NOINLINE void max(const char* x, T* per_row) const {
@@ -233,13 +247,17 @@ template <class T> struct Strip {
       Lanes<T> lane[V] = {};
       std::int64_t block = first;
       for (; block + 8 * V <= end; block += 8 * V) {
-        for (int l = 0; l < V; ++l) lane[l].add([&](int k) { return term(block + V * k + l, Full{}); });
+        for (int l = 0; l < V; l += group) {
+          Vec<T, group> e[8];
+          for (int k = 0; k < 8; ++k) e[k] = term(block + V * k + l, Full<group>{});
+          for (int j = 0; j < group; ++j) lane[l + j].add([&](int k) { return line(e[k], j); });
+        }
       }
       for (int l = 0; l < V && block + l < end; ++l) {
         Vec<T> e[8];
         for (int k = 0; k < 8; ++k) {
           const std::int64_t i = block + V * k + l;
-          e[k] = i < end ? term(i, Full{}) : all(T(0));
+          e[k] = i < end ? term(i, Full<1>{}) : all(T(0));
         }
         lane[l].add([&](int k) { return e[k]; });
       }

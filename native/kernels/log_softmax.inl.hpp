@@ -9,8 +9,8 @@ template <class T> struct log_softmax : logsumexp<T> {
     for (int r = 0; r < G::rows; ++r) l[r] = is_finite(row[r].m) ? static_cast<T>(logsumexp<T>::log_rest(row[r])) : 0;
     const Vec<T> m = spread_max<T, G>(row), rest = G::spread(l);
     const Special<T> s = special_rows<T, G>(row, empty, kept, share, nothing);
-    if (!s.any) return g.map(x, y, [&](Vec<T> v) { return (v - m) - rest; });
-    g.map(x, y, [&](Vec<T> v) { return s.choose(v, (v - m) - rest); });
+    if (!s.any) return g.map(x, y, [&](auto v) NX_INLINED { return (v - m) - rest; });
+    g.map(x, y, [&](auto v) NX_INLINED { return s.choose(v, (v - m) - rest); });
   }
 
   template <class G> static NX_NOINLINE void whole(G g, const char* x, char* y, Empty empty, const double* kept) {

@@ -26,15 +26,15 @@ template <class T, class G> NX_INLINE Vec<T> spread_max(const MaxSum<T>* state) 
 template <class T, class G> NX_NOINLINE void count_maxima(G g, const char* x, Vec<T> m, MaxSum<T>* state) {
   Total<T> count[G::rows];
   const Vec<T> zero = all(T(0)), one = all(T(1));
-  g.sum([&](std::int64_t i, auto where) { return select_eq(load(x + g.pitch * i, where, not_a_number<T>), m, one, zero); }, count);
+  g.sum([&](std::int64_t i, auto where) NX_INLINED { return select_eq(load(x + g.pitch * i, where, not_a_number<T>), m, one, zero); }, count);
   for (int r = 0; r < G::rows; ++r) state[r].count = count[r].value();
 }
 template <class T, class G> NX_NOINLINE void count_nans(G g, const char* x, MaxSum<T>* state) {
   Total<T> nans[G::rows];
   const Vec<T> zero = all(T(0)), one = all(T(1));
   g.sum(
-      [&](std::int64_t i, auto where) {
-        const Vec<T> v = load(x + g.pitch * i, where, T(0));
+      [&](std::int64_t i, auto where) NX_INLINED {
+        const auto v = load(x + g.pitch * i, where, T(0));
         return select_eq(v, v, zero, one);
       },
       nans);
@@ -48,17 +48,17 @@ NX_NOINLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<
   if constexpr (without_maxima) {
     const Vec<T> zero = all(T(0));
     g.sum(
-        [&](std::int64_t i, auto where) {
-          g.prefetch(x + g.pitch * i);
-          const Vec<T> v = load(x + g.pitch * i, where, -infinity<T>);
+        [&](std::int64_t i, auto where) NX_INLINED {
+          g.prefetch(x + g.pitch * i, where);
+          const auto v = load(x + g.pitch * i, where, -infinity<T>);
           return select_eq(v, m, zero, exp_at(v, ref));
         },
         total);
     count_maxima(g, x, m, state);
   } else {
     g.sum(
-        [&](std::int64_t i, auto where) {
-          g.prefetch(x + g.pitch * i);
+        [&](std::int64_t i, auto where) NX_INLINED {
+          g.prefetch(x + g.pitch * i, where);
           return exp_at(load(x + g.pitch * i, where, -infinity<T>), ref);
         },
         total);
@@ -129,7 +129,7 @@ template <class T> struct Special {
   bool any;
   Vec<T> m, special, hit, miss;
 
-  NX_INLINE Vec<T> choose(Vec<T> x, Vec<T> ordinary) const {
+  template <int L> NX_INLINE Vec<T, L> choose(Vec<T, L> x, Vec<T, L> ordinary) const {
     return select_eq(special, all(T(1)), select_eq(x, m, hit, miss), ordinary);
   }
 };

@@ -1,4 +1,4 @@
-// Vec<T>: 64 bytes, on every target. Sixteen floats or eight doubles, in as many registers as the target needs, so that
+// Vec<T>: 64 bytes, on every target, a line: sixteen floats or eight doubles, in as many registers as the target needs, so that
 // kernels know one width, a cache line, and sums have one order everywhere. Included inside the target's namespace, after
 // its vec_<isa>.hpp, which brings for reg<float> and reg<double>:
 //
@@ -17,82 +17,95 @@
 //   lower(x), upper(x)                  float to double, half a register each
 //   load_half<H>(p), store_half<H>(p, x)   f16 and bf16 as float, nearest-even
 
-// How much of a vector there is: all of it (costs nothing), or the first n lanes (1 ≤ n < lanes).
-struct Full {};
+// How much there is of a vector: `lines` whole cache lines of it, or the first n lanes of one (1 ≤ n < lanes).
+template <int lines = 1> struct Full {};
 struct Part {
   int n;
 };
 
-template <class T> struct Vec {
-  static constexpr int lanes = 64 / static_cast<int>(sizeof(T));
-  static constexpr int regs = lanes / reg<T>::lanes;
+// Several lines are computed in step: the latencies of one hide behind the others. `group` lines are as many as a target has
+// registers for. (Zen 5: the sum of exponentials takes 1.66 ns a line one after another, 1.42 in groups of four. The window
+// of the out-of-order core alone does not reach far enough.) Where a word takes vectors of different numbers of lines, the
+// single line stands for all.
+template <class T, int lines = 1> struct Vec {
+  static constexpr int lanes = 64 / static_cast<int>(sizeof(T));  // of one line
+  static constexpr int regs = lines * lanes / reg<T>::lanes;
   reg<T> r[regs];
+
+  NX_INLINE reg<T> part(int i) const { return r[i % regs]; }
 };
 
-template <class T, class F> NX_INLINE Vec<T> build(F&& f) {
-  Vec<T> v;
+template <class T, int lines = 1, class F> NX_INLINE Vec<T, lines> build(F&& f) {
+  Vec<T, lines> v;
   NX_UNROLL_REGS
-  for (int i = 0; i < Vec<T>::regs; ++i) v.r[i] = f(i);
+  for (int i = 0; i < Vec<T, lines>::regs; ++i) v.r[i] = f(i);
   return v;
 }
+constexpr int most_lines(int a, int b) { return a > b ? a : b; }
 
 template <class T> NX_INLINE Vec<T> all(T s) {
   return build<T>([&](int) { return reg<T>::all(s); });
 }
+template <class T, int lines> NX_INLINE Vec<T> line(Vec<T, lines> x, int which) {
+  return build<T>([&](int i) { return x.r[which * Vec<T>::regs + i]; });
+}
+template <class T, int lines> constexpr int lines_of(const Vec<T, lines>&) { return lines; }
 template <class T> NX_INLINE const char* piece(const char* p, int i) { return p + 64 / Vec<T>::regs * i; }
 template <class T> NX_INLINE char* piece(char* p, int i) { return p + 64 / Vec<T>::regs * i; }
 
-template <class T> NX_INLINE Vec<T> load(const char* p, Full = {}, T = 0) {
-  return build<T>([&](int i) { return reg<T>::load(piece<T>(p, i)); });
+template <class T, int lines> NX_INLINE Vec<T, lines> load(const char* p, Full<lines>, T = 0) {
+  return build<T, lines>([&](int i) { return reg<T>::load(piece<T>(p, i)); });
 }
+template <class T> NX_INLINE Vec<T> load(const char* p) { return load<T>(p, Full<1>{}); }
 template <class T> NX_INLINE Vec<T> load(const char* p, Part part, T fill) {
   return build<T>([&](int i) { return reg<T>::load_n(piece<T>(p, i), part.n - i * reg<T>::lanes, fill); });
 }
-template <class T> NX_INLINE void store(char* p, Vec<T> v, Full = {}) {
+template <class T, int lines> NX_INLINE void store(char* p, Vec<T, lines> v) {
   NX_UNROLL_REGS
-  for (int i = 0; i < Vec<T>::regs; ++i) v.r[i].store(piece<T>(p, i));
+  for (int i = 0; i < Vec<T, lines>::regs; ++i) v.r[i].store(piece<T>(p, i));
 }
+template <class T, int lines> NX_INLINE void store(char* p, Vec<T, lines> v, Full<lines>) { store(p, v); }
 template <class T> NX_INLINE void store(char* p, Vec<T> v, Part part) {
   NX_UNROLL_REGS
   for (int i = 0; i < Vec<T>::regs; ++i) v.r[i].store_n(piece<T>(p, i), part.n - i * reg<T>::lanes);
 }
-
-template <class T> NX_INLINE void stream(char* p, Vec<T> v) {
+template <class T, int lines> NX_INLINE void stream(char* p, Vec<T, lines> v) {
   NX_UNROLL_REGS
-  for (int i = 0; i < Vec<T>::regs; ++i) stream(piece<T>(p, i), v.r[i]);
+  for (int i = 0; i < Vec<T, lines>::regs; ++i) stream(piece<T>(p, i), v.r[i]);
 }
 
-template <class T> NX_INLINE Vec<T> operator+(Vec<T> a, Vec<T> b) {
-  return build<T>([&](int i) { return a.r[i] + b.r[i]; });
+template <class T, int A, int B> NX_INLINE auto operator+(Vec<T, A> a, Vec<T, B> b) {
+  return build<T, most_lines(A, B)>([&](int i) { return a.part(i) + b.part(i); });
 }
-template <class T> NX_INLINE Vec<T> operator-(Vec<T> a, Vec<T> b) {
-  return build<T>([&](int i) { return a.r[i] - b.r[i]; });
+template <class T, int A, int B> NX_INLINE auto operator-(Vec<T, A> a, Vec<T, B> b) {
+  return build<T, most_lines(A, B)>([&](int i) { return a.part(i) - b.part(i); });
 }
-template <class T> NX_INLINE Vec<T> operator*(Vec<T> a, Vec<T> b) {
-  return build<T>([&](int i) { return a.r[i] * b.r[i]; });
+template <class T, int A, int B> NX_INLINE auto operator*(Vec<T, A> a, Vec<T, B> b) {
+  return build<T, most_lines(A, B)>([&](int i) { return a.part(i) * b.part(i); });
 }
-template <class T> NX_INLINE Vec<T> fma(Vec<T> a, Vec<T> b, Vec<T> c) {
-  return build<T>([&](int i) { return fma(a.r[i], b.r[i], c.r[i]); });
+template <class T, int A, int B, int C> NX_INLINE auto fma(Vec<T, A> a, Vec<T, B> b, Vec<T, C> c) {
+  return build<T, most_lines(A, most_lines(B, C))>([&](int i) { return fma(a.part(i), b.part(i), c.part(i)); });
 }
-template <class T> NX_INLINE Vec<T> rint(Vec<T> x) {
-  return build<T>([&](int i) { return rint(x.r[i]); });
+template <class T, int A> NX_INLINE Vec<T, A> rint(Vec<T, A> x) {
+  return build<T, A>([&](int i) { return rint(x.r[i]); });
 }
-template <class T> NX_INLINE Vec<T> ldexp(Vec<T> p, Vec<T> k) {
-  return build<T>([&](int i) { return ldexp(p.r[i], k.r[i]); });
+template <class T, int A, int B> NX_INLINE auto ldexp(Vec<T, A> p, Vec<T, B> k) {
+  return build<T, most_lines(A, B)>([&](int i) { return ldexp(p.part(i), k.part(i)); });
 }
-template <class T> NX_INLINE Vec<T> clamp_low(Vec<T> x, Vec<T> low) {
-  return build<T>([&](int i) { return clamp_low(x.r[i], low.r[i]); });
+template <class T, int A, int B> NX_INLINE auto clamp_low(Vec<T, A> x, Vec<T, B> low) {
+  return build<T, most_lines(A, B)>([&](int i) { return clamp_low(x.part(i), low.part(i)); });
 }
-template <class T> NX_INLINE Vec<T> max_skip_nan(Vec<T> most, Vec<T> x) {
-  return build<T>([&](int i) { return max_skip_nan(most.r[i], x.r[i]); });
+template <class T, int A, int B> NX_INLINE auto max_skip_nan(Vec<T, A> most, Vec<T, B> x) {
+  return build<T, most_lines(A, B)>([&](int i) { return max_skip_nan(most.part(i), x.part(i)); });
 }
-template <class T> NX_INLINE Vec<T> select_eq(Vec<T> a, Vec<T> b, Vec<T> yes, Vec<T> no) {
-  return build<T>([&](int i) { return select_eq(a.r[i], b.r[i], yes.r[i], no.r[i]); });
+template <class T, int A, int B, int C, int D> NX_INLINE auto select_eq(Vec<T, A> a, Vec<T, B> b, Vec<T, C> yes, Vec<T, D> no) {
+  return build<T, most_lines(most_lines(A, B), most_lines(C, D))>([&](int i) { return select_eq(a.part(i), b.part(i), yes.part(i), no.part(i)); });
 }
-template <class T> NX_INLINE Vec<T> select_lt(Vec<T> a, Vec<T> b, Vec<T> yes, Vec<T> no) {
-  return build<T>([&](int i) { return select_lt(a.r[i], b.r[i], yes.r[i], no.r[i]); });
+template <class T, int A, int B, int C, int D> NX_INLINE auto select_lt(Vec<T, A> a, Vec<T, B> b, Vec<T, C> yes, Vec<T, D> no) {
+  return build<T, most_lines(most_lines(A, B), most_lines(C, D))>([&](int i) { return select_lt(a.part(i), b.part(i), yes.part(i), no.part(i)); });
 }
 
+// From here on single lines.
 template <class T> NX_INLINE T reduce_max(Vec<T> x) {
   reg<T> most = x.r[0];
   NX_UNROLL_REGS

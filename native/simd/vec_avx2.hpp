@@ -7,12 +7,13 @@
 
 #include "simd/half.hpp"
 #include "simd/vec_begin.hpp"
-#define NX_UNROLL_REGS _Pragma("GCC unroll 4")
+#define NX_UNROLL_REGS _Pragma("GCC unroll 8")
 
 namespace normx::NX_ISA {
 namespace {
 
 constexpr bool has_fma = true;
+constexpr int group = 2;
 
 template <class T> struct reg;
 

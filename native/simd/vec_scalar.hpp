@@ -14,6 +14,7 @@ namespace {
 #include "simd/half_soft.inl.hpp"
 
 constexpr bool has_fma = false;
+constexpr int group = 1;
 
 template <class T> struct reg {
   static constexpr int lanes = 1;

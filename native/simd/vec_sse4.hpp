@@ -7,7 +7,7 @@
 
 #include "simd/half.hpp"
 #include "simd/vec_begin.hpp"
-#define NX_UNROLL_REGS _Pragma("GCC unroll 4")
+#define NX_UNROLL_REGS _Pragma("GCC unroll 8")
 
 namespace normx::NX_ISA {
 namespace {
@@ -15,6 +15,7 @@ namespace {
 #include "simd/half_soft.inl.hpp"
 
 constexpr bool has_fma = false;
+constexpr int group = 1;
 
 template <class T> struct reg;
 
