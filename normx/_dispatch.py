@@ -328,9 +328,11 @@ class _Bound(NamedTuple):
     prepared: Prepared
     backend: str
     call: Call
+    #: Whether x goes to the backend, and the result back, with nothing around.
+    bare: bool
 
     def run(self, x: Array, keywords: Mapping[str, Any]) -> Array:
-        if self.prepared.direct:
+        if self.bare:
             result, kernel = self.call(x, None, None, {})
         else:
             result, kernel = self.prepared.run(self.call, x, keywords)
@@ -367,7 +369,8 @@ def _bind(record: Record, library: Library, x: Array, keywords: Mapping[str, Any
         known = ", ".join(backend_names())
         raise wrong(ValueError, record.name, "backend", repr(explicit), f"one of {known}")
     prepared = prepare(record, library, x, keywords, library_of)
-    return _Bound(prepared, *_choose(prepared.plan, explicit))
+    bare = prepared.direct and not prepared.plan.out
+    return _Bound(prepared, *_choose(prepared.plan, explicit), bare)
 
 
 def entry_point(name: str) -> Callable[..., Any]:
@@ -384,9 +387,11 @@ def entry_point(name: str) -> Callable[..., Any]:
         bound = None
         if library is not None:
             try:
-                key = (kind, library.key(x), chosen())
-                if keywords:
-                    key += tuple((word, _form(value)) for word, value in keywords.items())
+                parts = [kind, library.key(x), chosen()]
+                for word, value in keywords.items():
+                    plain = type(value) in _PLAIN
+                    parts += (word, type(value), value if plain else _form(value))
+                key = tuple(parts)
                 bound = plans.get(key)
             except TypeError:  # an option that cannot be part of a key: a list, say
                 key = None
@@ -398,7 +403,7 @@ def entry_point(name: str) -> Callable[..., Any]:
                 if len(plans) >= _PLANS_KEPT:
                     plans.clear()
                 plans[key] = bound
-        if bound.prepared.direct and not tracing():
+        if bound.bare and not tracing():
             return bound.call(x, None, None, _NOTHING)[0]
         return bound.run(x, keywords)
 
@@ -406,6 +411,9 @@ def entry_point(name: str) -> Callable[..., Any]:
 
 
 _NOTHING: Mapping[str, Any] = {}
+
+#: Types of keywords that are part of a plan's key as they are.
+_PLAIN = frozenset({int, float, str, bool, type(None)})
 
 #: Every function's plans.
 caches: list[dict[Any, _Bound]] = []

@@ -126,8 +126,11 @@ class NumPyLibrary(ArrayAPILibrary):
         return x.astype(self.dtype(dtype), copy=False)
 
     def check_out(self, out: Array) -> str | None:
-        if not out.flags.writeable:
+        flags = out.flags
+        if not flags.writeable:
             return "a read-only array"
+        if flags.c_contiguous:
+            return None
         reach = 0  # of the axes with smaller strides, in bytes
         for stride, size in sorted(zip(map(abs, out.strides), out.shape, strict=True)):
             if size > 1 and stride < reach + out.itemsize:
@@ -136,12 +139,14 @@ class NumPyLibrary(ArrayAPILibrary):
         return None
 
     def overlaps(self, out: Array, x: Array) -> bool:
+        if out is x or not np.may_share_memory(out, x):
+            return False
         same = (
             out.__array_interface__["data"] == x.__array_interface__["data"]
             and out.strides == x.strides
             and out.shape == x.shape
         )
-        return not same and bool(np.may_share_memory(out, x))
+        return not same
 
     def finish(self, y: Array) -> Array:
         # As NumPy's own functions: zero dimensions make a scalar.

@@ -115,9 +115,9 @@ class Prepared:
         self._constants = constants
         self._shape = plan.shape[:-1] if expand else plan.shape
         self._parameter_dtype = "float32" if plan.dtype in NARROW else plan.dtype
-        #: Nothing surrounds the backend: hand over x and return what comes back.
+        #: Nothing surrounds the backend: hand over x (and `out`), return what comes back.
         self.direct = not (
-            expand or cast or checks or constants or plan.parameters or plan.out or keepdims
+            expand or cast or checks or constants or plan.parameters or keepdims
             or plan.where is not None or result_dtype != plan.dtype or plan.record.complex
             or not plan.result_shape
         )  # fmt: skip
@@ -152,7 +152,7 @@ class Prepared:
     def run(self, call: Call, x: Array, keywords: Mapping[str, Any]) -> tuple[Any, str]:
         """Bring the arrays into the plan's form, compute, and undo that."""
         plan, library = self.plan, self.plan.library
-        scores, where, parameters = self.arguments(x, keywords)
+        scores, where, parameters = (x, None, {}) if self.direct else self.arguments(x, keywords)
         xp = library.namespace()
         out = keywords.get("out")
         place = out
