@@ -154,7 +154,7 @@ def cmake(session: nox.Session, *options: str) -> None:
     session.run("ctest", "--test-dir", str(build), "--output-on-failure", *session.posargs)
 
 
-@nox.session(default=False)  # the sanitized kernels take many minutes to compile
+@nox.session(default=False)  # six minutes on two cores
 def native(session: nox.Session) -> None:
     """Run the kernels' self-test under the address and undefined-behaviour sanitizers."""
     cmake(session, "-DNORMX_SANITIZE=ON")

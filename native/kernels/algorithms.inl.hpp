@@ -2,8 +2,9 @@
 //
 //   State, with neutral() and is_far(); lift(g, x, state), merge(a, b)                  the monoid
 //   lift_again(g, x, state)                                                             the same for rows that turned out far
-//   whole(g, x, y, empty, kept), write(g, x, y, row, empty, kept)                       rows in one piece; a chunk of known rows
-//   value_of_whole(g, x, value), value(row)                                             instead, if the op reduces
+//   whole(g, x, room, y, empty, kept)                                                   rows in one piece; room for n more elements
+//   write(g, x, y, row, empty, kept)                                                    a chunk of known rows
+//   value_of_whole(g, x, value), value(row)                                             instead of both, if the op reduces
 //
 // and gets rows of any length in every layout, and threads that share a row.
 
@@ -11,7 +12,8 @@ template <class Op, class Layout> struct Chunked {
   using T = typename Layout::T;
   using G = typename Layout::G;
   using State = typename Op::State;
-  static constexpr std::size_t state_bytes = sizeof(State) * G::rows;
+  static constexpr int most_rows = Layout::max_groups * G::rows;
+  static constexpr std::size_t state_bytes = sizeof(State) * most_rows;
 
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
     Layout rows(t, first, scratch);
@@ -23,20 +25,20 @@ template <class Op, class Layout> struct Chunked {
 
   static void lift(const Task& t, std::int64_t unit, std::int64_t chunk, char* states, char* scratch, bool again) {
     Layout rows(t, unit, scratch);
-    lift_chunk(t, rows, chunk, reinterpret_cast<State*>(states) + chunk * G::rows, again);
+    lift_chunk(t, rows, chunk, reinterpret_cast<State*>(states) + chunk * most_rows, again);
   }
   static bool merge(const Task&, std::int64_t, std::int64_t chunks, char* states, bool again) {
     State* const state = reinterpret_cast<State*>(states);
-    State row[G::rows];
+    State row[most_rows];
     for (State& s : row) s = State::neutral();
-    for (std::int64_t c = 0; c < chunks; ++c) merge_rows(row, state + c * G::rows);
+    for (std::int64_t c = 0; c < chunks; ++c) merge_rows(row, state + c * most_rows);
     if (again) {
       replace_far(state, row);
       return false;
     }
     // Lifting again starts from the row's state, in the place of every chunk's.
     const bool again_needed = any_far(row);
-    for (std::int64_t c = 0; c < (again_needed ? chunks : 1); ++c) copy(state + c * G::rows, row);
+    for (std::int64_t c = 0; c < (again_needed ? chunks : 1); ++c) copy(state + c * most_rows, row);
     return again_needed;
   }
   static void write(const Task& t, std::int64_t unit, std::int64_t chunk, const char* states, char* scratch) {
@@ -47,82 +49,90 @@ template <class Op, class Layout> struct Chunked {
  private:
   static void in_one_piece(const Task& t, Layout& rows) {
     rows.open(0, t.n);
-    const G g = rows.geometry(t.n, t.n * std::int64_t{sizeof(T)});
     for (int i = 0; i < rows.groups(); ++i) {
+      const G g = rows.geometry(i, t.n, t.n * std::int64_t{sizeof(T)});
       if constexpr (Op::reduces) {
         T value[G::rows];
         Op::value_of_whole(g, rows.in(i), value);
         rows.put(i, value);
       } else {
-        Op::whole(g, rows.in(i), rows.out(i), t.empty, rows.kept(i));
+        Op::whole(g, rows.in(i), rows.room(i), rows.out(i), t.empty, rows.kept(i));
       }
     }
     if constexpr (!Op::reduces) rows.close(Op::nothing);
   }
 
   static void by_chunks(const Task& t, Layout& rows) {
-    const std::int64_t chunks = chunk_count(t);
-    State row[G::rows], next[G::rows];
+    const std::int64_t chunks = (t.n + chunk_size<T> - 1) / chunk_size<T>;
+    State row[most_rows], next[most_rows];
     const auto lift_all = [&](State* total, bool again) {
-      for (int r = 0; r < G::rows; ++r) total[r] = State::neutral();
+      for (int r = 0; r < most_rows; ++r) total[r] = State::neutral();
       for (std::int64_t c = 0; c < chunks; ++c) {
         lift_chunk(t, rows, c, next, again);
         merge_rows(total, next);
       }
     };
+    for (State& s : next) s = State::neutral();
     lift_all(row, false);
     if (any_far(row)) {
-      State again[G::rows];
+      State again[most_rows];
       copy(next, row);
       lift_all(again, true);
       replace_far(row, again);
     }
-    if constexpr (Op::reduces) {
-      write_chunk(t, rows, 0, row);
-    } else {
-      for (std::int64_t c = 0; c < chunks; ++c) write_chunk(t, rows, c, row);
-    }
+    for (std::int64_t c = 0; c < (Op::reduces ? 1 : chunks); ++c) write_chunk(t, rows, c, row);
   }
 
-  static std::int64_t chunk_count(const Task& t) { return (t.n + chunk_size<T> - 1) / chunk_size<T>; }
-  // `ahead`: what to fetch meanwhile, by default the next chunk.
-  static G open(const Task& t, Layout& rows, std::int64_t chunk, std::int64_t ahead = chunk_size<T> * std::int64_t{sizeof(T)}) {
+  // A chunk, opened: where it begins, and how many elements of each row it holds.
+  static std::int64_t open(const Task& t, Layout& rows, std::int64_t chunk) {
     const std::int64_t first = chunk * chunk_size<T>;
     const std::int64_t n = t.n - first < chunk_size<T> ? t.n - first : chunk_size<T>;
     rows.open(first, n);
-    return rows.geometry(n, ahead);
+    return n;
   }
   // A row that is not far keeps the state it has: its bits may not depend on its neighbours in a strip.
-  static void lift_chunk(const Task& t, Layout& rows, std::int64_t chunk, State* state, bool again) {
-    const G g = open(t, rows, chunk);
-    if (!again) return Op::lift(g, rows.in(0), state);
-    State fresh[G::rows];
-    copy(fresh, state);
-    Op::lift_again(g, rows.in(0), fresh);
-    replace_far(state, fresh);
+  static void lift_chunk(const Task& t, Layout& rows, std::int64_t chunk, State* states, bool again) {
+    const std::int64_t n = open(t, rows, chunk);
+    for (int i = 0; i < rows.groups(); ++i) {
+      State* const state = states + i * G::rows;
+      const G g = rows.geometry(i, n, chunk_size<T> * std::int64_t{sizeof(T)});  // the next chunk will be read
+      if (!again) {
+        Op::lift(g, rows.in(i), state);
+        continue;
+      }
+      State fresh[G::rows];
+      for (int r = 0; r < G::rows; ++r) fresh[r] = state[r];
+      Op::lift_again(g, rows.in(i), fresh);
+      for (int r = 0; r < G::rows; ++r) state[r] = state[r].is_far() ? fresh[r] : state[r];
+    }
+    for (int r = rows.groups() * G::rows; r < most_rows; ++r) states[r] = State::neutral();
   }
   static void merge_rows(State* row, const State* next) {
-    for (int r = 0; r < G::rows; ++r) Op::merge(row[r], next[r]);
+    for (int r = 0; r < most_rows; ++r) Op::merge(row[r], next[r]);
   }
   static void copy(State* to, const State* from) {
-    for (int r = 0; r < G::rows; ++r) to[r] = from[r];
+    for (int r = 0; r < most_rows; ++r) to[r] = from[r];
   }
   static void replace_far(State* row, const State* by) {
-    for (int r = 0; r < G::rows; ++r) row[r] = row[r].is_far() ? by[r] : row[r];
+    for (int r = 0; r < most_rows; ++r) row[r] = row[r].is_far() ? by[r] : row[r];
   }
   static bool any_far(const State* row) {
     bool any = false;
-    for (int r = 0; r < G::rows; ++r) any |= row[r].is_far();
+    for (int r = 0; r < most_rows; ++r) any |= row[r].is_far();
     return any;
   }
-  static void write_chunk(const Task& t, Layout& rows, std::int64_t chunk, const State* row) {
+  static void write_chunk(const Task& t, Layout& rows, std::int64_t chunk, const State* states) {
     if constexpr (Op::reduces) {
-      T value[G::rows];
-      for (int r = 0; r < G::rows; ++r) value[r] = Op::value(row[r]);
-      rows.put(0, value);
+      for (int i = 0; i < rows.groups(); ++i) {
+        T value[G::rows];
+        for (int r = 0; r < G::rows; ++r) value[r] = Op::value(states[i * G::rows + r]);
+        rows.put(i, value);
+      }
     } else {
-      const G g = open(t, rows, chunk, fetch_ahead);
-      Op::write(g, rows.in(0), rows.out(0), row, t.empty, rows.kept(0));
+      const std::int64_t n = open(t, rows, chunk);
+      for (int i = 0; i < rows.groups(); ++i) {
+        Op::write(rows.geometry(i, n, fetch_ahead), rows.in(i), rows.out(i), states + i * G::rows, t.empty, rows.kept(i));
+      }
       rows.close(Op::nothing);
     }
   }
@@ -144,8 +154,8 @@ template <class Op, class S> struct columns : Chunked<Op, Packed<S, Strip>> {};
 
 template <class Op, class S> struct reload {
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
-    if (t.n * static_cast<std::int64_t>(sizeof(S)) > panel_bytes) {
-      each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::reload(g, x, y, t.empty, &kept); });
+    if (t.n * static_cast<std::int64_t>(sizeof(S)) > panel_bytes) {  // no room for a row of exponentials
+      each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::reload(g, x, y, y, t.empty, &kept); });
     } else {
       t.streams ? Op::template reload_rows<true>(t, first, last, scratch) : Op::template reload_rows<false>(t, first, last, scratch);
     }

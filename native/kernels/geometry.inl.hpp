@@ -135,9 +135,10 @@ template <class T> struct Row {
   static constexpr int V = Vec<T>::lanes;
   std::int64_t n;
   std::int64_t ahead = 0;  // bytes from here to what will be read after this, for the prefetcher
-  bool streams = false;    // map() writes past the caches
+  bool streams = false;    // map() writes past the caches, if the row is long enough for its edges not to matter
 
   NX_INLINE static Vec<T> spread(const T* per_row) { return all(per_row[0]); }
+  NX_INLINE static void gather(Vec<T> v, T* per_row) { per_row[0] = reduce_max(v); }  // of equal lanes
   template <int lines> NX_INLINE void prefetch(const char* p, Full<lines>) const {
     for (int i = 0; i < lines; ++i) __builtin_prefetch(p + 64 * i + ahead);
   }
@@ -146,13 +147,14 @@ template <class T> struct Row {
   // y = f(x), element by element. Whole lines of y are written at once, wherever it begins.
   template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
     const Lines lines(y, sizeof(T), n);
+    const bool past_caches = streams && n * sizeof(T) >= 65536;
     if (lines.head) store(y, f(load(x, Part{lines.head}, T(0))), Part{lines.head});
     x += lines.head * sizeof(T);
     y += lines.head * sizeof(T);
     const auto whole = [&]<int count>(Full<count> where) NX_INLINED {
       prefetch(x, where);
       const Vec<T, count> v = f(load(x, where, T(0)));
-      streams ? stream(y, v) : store(y, v);
+      past_caches ? stream(y, v) : store(y, v);
       x += 64 * count;
       y += 64 * count;
     };
@@ -160,10 +162,11 @@ template <class T> struct Row {
     for (; left >= group; left -= group) whole(Full<group>{});
     for (; left; --left) whole(Full<1>{});
     if (lines.tail) store(y, f(load(x, Part{lines.tail}, T(0))), Part{lines.tail});
-    if (streams) stream_fence();
+    if (past_caches) stream_fence();
   }
 
-  NX_NOINLINE void max(const char* x, T* per_row) const {
+  // The row's maximum in every lane. −inf if the row is empty, or all NaN.
+  NX_NOINLINE Vec<T> max(const char* x) const {
     Vec<T> most[8];
     for (Vec<T>& m : most) m = all(-infinity<T>);
     const std::int64_t full = n / V;
@@ -178,7 +181,7 @@ template <class T> struct Row {
 #pragma GCC unroll 4
       for (int k = 0; k < step; ++k) most[k] = max_skip_nan(most[k], most[k + step]);
     }
-    per_row[0] = reduce_max(most[0]);
+    return all(reduce_max(most[0]));
   }
 
   // The canonical sum of term(i, Full or Part) over the vectors.
@@ -212,14 +215,16 @@ template <class T> struct Row {
   }
 };
 
-// n elements of each of V rows. Vector i holds element i of all of them; they lie `pitch` bytes apart.
+// n elements of each of V rows, in scratch. Vector i holds element i of all of them.
 template <class T> struct Strip {
   static constexpr int rows = Vec<T>::lanes;
   static constexpr std::int64_t pitch = 64;
   static constexpr int V = Vec<T>::lanes;
   std::int64_t n;
+  Vec<T> most;  // the rows' maxima, found while they were packed
 
   NX_INLINE static Vec<T> spread(const T* per_row) { return load<T>(reinterpret_cast<const char*>(per_row)); }
+  NX_INLINE static void gather(Vec<T> v, T* per_row) { store(reinterpret_cast<char*>(per_row), v); }
   template <class Where> NX_INLINE static void prefetch(const char*, Where) {}
 
   template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
@@ -228,17 +233,7 @@ template <class T> struct Strip {
     for (; i < n; ++i) store(y + pitch * i, f(load<T>(x + pitch * i)));
   }
 
-  NX_NOINLINE void max(const char* x, T* per_row) const {
-    Vec<T> most[4];
-    for (Vec<T>& m : most) m = all(-infinity<T>);
-    std::int64_t i = 0;
-    for (; i + 4 <= n; i += 4) {
-#pragma GCC unroll 4
-      for (int k = 0; k < 4; ++k) most[k] = max_skip_nan(most[k], load<T>(x + pitch * (i + k)));
-    }
-    for (; i < n; ++i) most[0] = max_skip_nan(most[0], load<T>(x + pitch * i));
-    store(reinterpret_cast<char*>(per_row), max_skip_nan(max_skip_nan(most[0], most[1]), max_skip_nan(most[2], most[3])));
-  }
+  Vec<T> max(const char*) const { return most; }
 
   template <class F> NX_INLINE void sum(F&& term, Total<T>* per_row) const {
     for (int r = 0; r < rows; ++r) per_row[r] = {};
@@ -247,19 +242,25 @@ template <class T> struct Strip {
       Lanes<T> lane[V] = {};
       std::int64_t block = first;
       for (; block + 8 * V <= end; block += 8 * V) {
-        for (int l = 0; l < V; l += group) {
-          Vec<T, group> e[8];
-          for (int k = 0; k < 8; ++k) e[k] = term(block + V * k + l, Full<group>{});
-          for (int j = 0; j < group; ++j) lane[l + j].add([&](int k) { return line(e[k], j); });
+        for (int l = 0; l < V; ++l) {
+          Vec<T, group> e[8 / group];
+#pragma GCC unroll 8
+          for (int k = 0; k < 8 / group; ++k) e[k] = term(block + V * group * k + l, Apart<group, V>{});
+          lane[l].add([&](int k) { return line(e[k / group], k % group); });
         }
       }
       for (int l = 0; l < V && block + l < end; ++l) {
-        Vec<T> e[8];
-        for (int k = 0; k < 8; ++k) {
-          const std::int64_t i = block + V * k + l;
-          e[k] = i < end ? term(i, Full<1>{}) : all(T(0));
+        Vec<T, group> e[8 / group];
+#pragma GCC unroll 8
+        for (int k = 0; k < 8 / group; ++k) {
+          const std::int64_t i = block + V * group * k + l;
+          if (i + V * (group - 1) < end) {
+            e[k] = term(i, Apart<group, V>{});
+          } else {
+            for (int j = 0; j < group; ++j) set_line(e[k], j, i + V * j < end ? term(i + V * j, Full<1>{}) : all(T(0)));
+          }
         }
-        lane[l].add([&](int k) { return e[k]; });
+        lane[l].add([&](int k) { return line(e[k / group], k % group); });
       }
       Total<T> chunk[rows];
       apart(tree(lane, V), chunk);

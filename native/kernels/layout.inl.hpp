@@ -46,6 +46,15 @@ struct Cursor {
   }
 };
 
+// Elements in memory: `element` bytes from one to the next in a line, `line` bytes from one line to the next.
+struct Grid {
+  const char* at;
+  std::int64_t element, line;
+};
+
+// Lines of a panel to fetch ahead of the one that is packed: no hardware prefetcher follows strides of a matrix's width.
+constexpr std::int64_t lines_ahead = 16;
+
 // 1 for every kept entry, 0 for the others and for the lanes from `count` on.
 template <class T> NX_INLINE Vec<T> load_mask(const char* where, std::int64_t stride, int count) {
   T kept[Vec<T>::lanes] = {};
@@ -53,61 +62,86 @@ template <class T> NX_INLINE Vec<T> load_mask(const char* where, std::int64_t st
   return load<T>(reinterpret_cast<const char*>(kept));
 }
 
-// n elements, `stride` bytes apart, to vectors `step` bytes apart.
+// `lines` lines of n elements, in memory by their strides, to vectors `step` bytes apart, the lines 64 bytes apart. `most`, if
+// there is one, becomes the maximum of each vector's lanes over the lines.
 template <class S>
-NX_NOINLINE void pack(char* to, std::int64_t step, const char* x, std::int64_t stride, const char* where, std::int64_t where_stride, std::int64_t n) {
+NX_NOINLINE void pack(char* to, std::int64_t step, Grid x, Grid where, std::int64_t lines, std::int64_t n, Vec<Compute<S>>* most) {
   using T = Compute<S>;
   constexpr int V = Vec<T>::lanes;
-  for (std::int64_t i = 0; i < n; i += V, to += step, x += V * stride) {
-    const int count = n - i < V ? static_cast<int>(n - i) : V;
-    Vec<T> v;
-    if (count == V && stride == sizeof(S)) {
-      v = load_as<S>(x);
-    } else {
-      char part[64] = {};
-      for (int k = 0; k < count; ++k) __builtin_memcpy(part + k * sizeof(S), x + k * stride, sizeof(S));
-      v = load_as<S>(part);
+  for (std::int64_t l = 0; l < lines; ++l, to += 64, x.at += x.line, where.at += where.line) {
+    const char* from = x.at;
+    const auto keep = [&](std::int64_t i, Vec<T> v) NX_INLINED {
+      store(to + i / V * step, v);
+      if (most) most[i / V] = max_skip_nan(most[i / V], v);
+    };
+    std::int64_t i = 0;
+    if (x.element == sizeof(S) && !where.at) {
+      for (; i + V <= n; i += V, from += V * sizeof(S)) {
+        __builtin_prefetch(from + lines_ahead * x.line);
+        keep(i, load_as<S>(from));
+      }
+      if (i < n) keep(i, load_as<S>(from, Part{static_cast<int>(n - i)}));
+      continue;
     }
-    if (where) v = select_eq(load_mask<T>(where + i * where_stride, where_stride, count), all(T(0)), all(-infinity<T>), v);
-    store(to, v);
+    for (; i < n; i += V, from += V * x.element) {
+      const int count = n - i < V ? static_cast<int>(n - i) : V;
+      char part[64] = {};
+      for (int k = 0; k < count; ++k) __builtin_memcpy(part + k * sizeof(S), from + k * x.element, sizeof(S));
+      Vec<T> v = load_as<S>(part);
+      if (where.at) v = select_eq(load_mask<T>(where.at + i * where.element, where.element, count), all(T(0)), all(-infinity<T>), v);
+      keep(i, v);
+    }
   }
 }
 
-// The way back. `forced` (with a step of its own) is added to the mask: rows that are written although nothing is kept.
+// The way back. `streams`: y may be written past the caches, if its lines are whole cache lines. `forced` (with a step of its
+// own) is added to the mask: rows that are written although nothing is kept.
 template <class S>
-NX_NOINLINE void unpack(const char* from, std::int64_t step, char* y, std::int64_t stride, const char* where, std::int64_t where_stride,
-            const char* forced, std::int64_t forced_step, Compute<S> nothing, std::int64_t n) {
+NX_NOINLINE void unpack(const char* from, std::int64_t step, Grid y, Grid where, const char* forced, std::int64_t forced_step,
+                        Compute<S> nothing, std::int64_t lines, std::int64_t n, bool streams) {
   using T = Compute<S>;
   constexpr int V = Vec<T>::lanes;
-  for (std::int64_t i = 0; i < n; i += V, from += step, y += V * stride, forced += forced_step) {
-    const int count = n - i < V ? static_cast<int>(n - i) : V;
-    Vec<T> v = load<T>(from);
-    if (where) {
-      const Vec<T> keep = load_mask<T>(where + i * where_stride, where_stride, count) + load<T>(forced);
-      v = select_eq(keep, all(T(0)), all(nothing), v);
+  const bool whole_lines = streams && sizeof(S) == sizeof(T) && (reinterpret_cast<std::uintptr_t>(y.at) | y.line) % 64 == 0;
+  for (std::int64_t l = 0; l < lines; ++l, from += 64, y.at += y.line, where.at += where.line) {
+    char* to = const_cast<char*>(y.at);
+    std::int64_t i = 0;
+    if (y.element == sizeof(S) && !where.at) {
+      for (; i + V <= n; i += V, to += V * sizeof(S)) {
+        const Vec<T> v = load<T>(from + i / V * step);
+        whole_lines ? stream(to, v) : store_as<S>(to, v);
+      }
+      if (i < n) store_as<S>(to, load<T>(from + i / V * step), Part{static_cast<int>(n - i)});
+      continue;
     }
-    if (count == V && stride == sizeof(S)) {
-      store_as<S>(y, v);
-    } else {
+    for (; i < n; i += V, to += V * y.element) {
+      const int count = n - i < V ? static_cast<int>(n - i) : V;
+      Vec<T> v = load<T>(from + i / V * step);
+      if (where.at) {
+        const Vec<T> keep = load_mask<T>(where.at + i * where.element, where.element, count) + load<T>(forced + i / V * forced_step);
+        v = select_eq(keep, all(T(0)), all(nothing), v);
+      }
       char part[64];
       store_as<S>(part, v);
-      for (int k = 0; k < count; ++k) __builtin_memcpy(y + k * stride, part + k * sizeof(S), sizeof(S));
+      for (int k = 0; k < count; ++k) __builtin_memcpy(to + k * y.element, part + k * sizeof(S), sizeof(S));
     }
   }
+  if (whole_lines) stream_fence();
 }
 
 template <class S> class Direct {
  public:
   using T = Compute<S>;
   using G = Row<T>;
+  static constexpr int max_groups = 1;
 
   Direct(const Task& t, std::int64_t unit, char*) : t(t), outer(t.axes, t.outer, unit), kept_(static_cast<double>(t.n)) {}
   void next() { outer.advance(1); }
   void open(std::int64_t first, std::int64_t) { offset = first * static_cast<std::int64_t>(sizeof(S)); }
-  G geometry(std::int64_t n, std::int64_t ahead) const { return {n, ahead, t.streams}; }
+  G geometry(int, std::int64_t n, std::int64_t ahead) const { return {n, ahead, t.streams}; }
   int groups() const { return 1; }
   const char* in(int) const { return t.x + outer.at.x + offset; }
   char* out(int) const { return t.y + outer.at.y + offset; }
+  char* room(int) const { return out(0); }
   const double* kept(int) const { return &kept_; }
   void close(T) {}
   void put(int, const T* value) { __builtin_memcpy(t.y + outer.at.y, value, sizeof(T)); }
@@ -123,11 +157,12 @@ template <class S, template <class> class Shape> class Packed {
  public:
   using T = Compute<S>;
   using G = Shape<T>;
+  static constexpr bool strip = G::rows > 1;
+  static constexpr int max_groups = strip ? max_panel<T> / G::rows : 1;
 
   Packed(const Task& t, std::int64_t unit, char* scratch)
-      : t(t), panels(strip ? (t.axes[t.outer - 1].size + t.panel - 1) / t.panel : 1), panel(unit % panels),
-        line(strip ? t.axes[t.outer - 1] : t.axes[t.outer + t.reduced - 1]), outer(t.axes, strip ? t.outer - 1 : t.outer, unit / panels),
-        scratch(scratch) {
+      : t(t), line(strip ? t.axes[t.outer - 1] : t.axes[t.outer + t.reduced - 1]), panels(strip ? panel_count(line.size, t.head, t.panel) : 1),
+        panel(unit % panels), outer(t.axes, strip ? t.outer - 1 : t.outer, unit / panels), scratch(scratch) {
     begin();
   }
   void next() {
@@ -140,19 +175,26 @@ template <class S, template <class> class Shape> class Packed {
   NX_NOINLINE void open(std::int64_t first, std::int64_t count) {
     chunk_first = first;
     chunk_count = count;
-    each_line([&](char* vectors, Place at, std::int64_t n) {
-      pack<S>(vectors, step(), t.x + base.x + at.x, line.x, mask(at), line.where, n);
+    for (Vec<T>& m : most) m = all(-infinity<T>);
+    each_piece([&](char* vectors, Grid x, Grid, Grid where, std::int64_t lines, std::int64_t n) {
+      pack<S>(vectors, step(), x, where, lines, n, strip ? most : nullptr);
     });
   }
-  static G geometry(std::int64_t n, std::int64_t) { return {n}; }
+  G geometry(int group, std::int64_t n, std::int64_t) const {
+    if constexpr (strip) {
+      return {n, most[group]};
+    } else {
+      return {n};
+    }
+  }
   int groups() const { return static_cast<int>((rows + G::rows - 1) / G::rows); }
   char* in(int group) const { return scratch + group * step(); }
+  char* room(int group) const { return in(group); }
   char* out(int group) const { return in(group); }
   const double* kept(int group) const { return kept_ + group * G::rows; }
   NX_NOINLINE void close(T nothing) {
-    each_line([&](char* vectors, Place at, std::int64_t n) {
-      unpack<S>(vectors, step(), t.y + base.y + at.y, line.y, mask(at), line.where, reinterpret_cast<const char*>(forced),
-                strip ? 64 : 0, nothing, n);
+    each_piece([&](char* vectors, Grid, Grid y, Grid where, std::int64_t lines, std::int64_t n) {
+      unpack<S>(vectors, step(), y, where, reinterpret_cast<const char*>(forced), strip ? 64 : 0, nothing, lines, n, strip && t.streams);
     });
   }
   NX_NOINLINE void put(int group, const T* value) {
@@ -160,21 +202,25 @@ template <class S, template <class> class Shape> class Packed {
     const std::int64_t count = rows - first < G::rows ? rows - first : G::rows;
     T vector[Vec<T>::lanes] = {};
     for (int r = 0; r < G::rows; ++r) vector[r] = value[r];
-    unpack<S>(reinterpret_cast<const char*>(vector), 0, t.y + base.y + first * line.y, line.y, nullptr, 0, nullptr, 0, 0, count);
+    unpack<S>(reinterpret_cast<const char*>(vector), 0, {t.y + base.y + first * line.y, line.y, 0}, {}, reinterpret_cast<const char*>(forced), 0, 0, 1, count, false);
   }
 
  private:
-  static constexpr bool strip = G::rows > 1;
-  static constexpr int max_rows = strip ? max_panel<T> : 1;
-
-  std::int64_t step() const { return strip ? 64 * chunk_count : 64; }
-  const char* mask(Place at) const { return t.where ? t.where + base.where + at.where : nullptr; }
+  const Axis& inner() const { return t.axes[t.outer + t.reduced - 1]; }
+  // From one strip to the next: an odd number of lines, so that what lies side by side in memory lies in different sets.
+  std::int64_t step() const { return strip ? 64 * (chunk_count | 1) : 64; }
 
   NX_NOINLINE void begin() {
-    const std::int64_t first = strip ? panel * t.panel : 0;
-    rows = strip ? (line.size - first < t.panel ? line.size - first : t.panel) : 1;
-    base = {outer.at.x + first * (strip ? line.x : 0), outer.at.y + first * (strip ? line.y : 0),
-            outer.at.where + first * (strip ? line.where : 0)};
+    std::int64_t first = 0;
+    rows = 1;
+    if (strip) {
+      first = panel_first(panel, t.head, t.panel);
+      const std::int64_t end = panel_first(panel + 1, t.head, t.panel);
+      rows = (end < line.size ? end : line.size) - first;
+      base = {outer.at.x + first * line.x, outer.at.y + first * line.y, outer.at.where + first * line.where};
+    } else {
+      base = outer.at;
+    }
     for (double& k : kept_) k = static_cast<double>(t.n);
     if (t.where && t.empty != Empty::zero) count_kept();
   }
@@ -184,35 +230,39 @@ template <class S, template <class> class Shape> class Packed {
     for (double& k : kept_) k = 0;
     chunk_first = 0;
     chunk_count = t.n;
-    each_line([&](char*, Place at, std::int64_t n) {
-      for (std::int64_t i = 0; i < n; ++i) kept_[strip ? i : 0] += mask(at)[i * line.where] != 0;
+    each_piece([&](char*, Grid, Grid, Grid where, std::int64_t lines, std::int64_t n) {
+      for (std::int64_t l = 0; l < lines; ++l) {
+        for (std::int64_t i = 0; i < n; ++i) kept_[strip ? i : 0] += where.at[l * where.line + i * where.element] != 0;
+      }
     });
-    for (int r = 0; r < Vec<T>::lanes * ((max_rows + Vec<T>::lanes - 1) / Vec<T>::lanes); ++r) {
-      double& k = kept_[strip ? r : 0];
-      forced[r] = k == 0;
-    }
+    for (int r = 0; r < max_groups * Vec<T>::lanes; ++r) forced[r] = kept_[strip ? r : 0] == 0;
     for (double& k : kept_) k = k == 0 ? static_cast<double>(t.n) : k;
   }
 
-  // body(vectors, place, n) for every piece of the chunk that is n elements along `line`.
-  template <class F> void each_line(F&& body) {
+  // body(vectors, x, y, where, lines, n) for every piece of the chunk in which strides are constant: a stretch of a row's last
+  // axis, which is a line of a Row, and as many lines of a Strip.
+  template <class F> void each_piece(F&& body) {
     Cursor reduced(t.axes + t.outer, t.reduced, chunk_first);
     for (std::int64_t done = 0; done < chunk_count;) {
-      const std::int64_t along = strip ? 1 : reduced.left() < chunk_count - done ? reduced.left() : chunk_count - done;
-      body(scratch + done * (strip ? 64 : static_cast<std::int64_t>(sizeof(T))), reduced.at, strip ? rows : along);
+      const std::int64_t along = reduced.left() < chunk_count - done ? reduced.left() : chunk_count - done;
+      const Place at = reduced.at;
+      body(scratch + done * (strip ? 64 : static_cast<std::int64_t>(sizeof(T))), Grid{t.x + base.x + at.x, line.x, inner().x},
+           Grid{t.y + base.y + at.y, line.y, inner().y},
+           Grid{t.where ? t.where + base.where + at.where : nullptr, line.where, inner().where}, strip ? along : 1, strip ? rows : along);
       reduced.advance(along);
       done += along;
     }
   }
 
   const Task& t;
+  const Axis& line;  // along which the elements of a vector lie
   const std::int64_t panels;
   std::int64_t panel;
-  const Axis& line;
   Cursor outer;
   char* const scratch;
   Place base{};
   std::int64_t rows = 0, chunk_first = 0, chunk_count = 0;
-  double kept_[max_rows];
-  T forced[max_rows < Vec<T>::lanes ? Vec<T>::lanes : max_rows] = {};
+  Vec<T> most[max_groups];
+  double kept_[max_groups * G::rows];
+  T forced[max_groups * Vec<T>::lanes] = {};
 };

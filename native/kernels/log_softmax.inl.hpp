@@ -13,7 +13,7 @@ template <class T> struct log_softmax : logsumexp<T> {
     g.map(x, y, [&](auto v) NX_INLINED { return s.choose(v, (v - m) - rest); });
   }
 
-  template <class G> static NX_NOINLINE void whole(G g, const char* x, char* y, Empty empty, const double* kept) {
+  template <class G> static NX_NOINLINE void whole(G g, const char* x, char*, char* y, Empty empty, const double* kept) {
     State row[G::rows];
     lift_whole<true>(g, x, row);
     write(g, x, y, row, empty, kept);

@@ -67,13 +67,14 @@ NX_NOINLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<
 }
 
 template <bool without_maxima, class T, class G> NX_NOINLINE void lift_near(G g, const char* x, MaxSum<T>* state) {
+  const Vec<T> most = g.max(x);
   T m[G::rows], n[G::rows];
-  g.max(x, m);
+  G::gather(most, m);
   for (int r = 0; r < G::rows; ++r) {
     state[r] = {m[r], {}, 0, 0};
     n[r] = near_exponent(m[r]);
   }
-  sum_exp<without_maxima>(g, x, G::spread(m), Reference<T>{all(T(0)), G::spread(n)}, state);
+  sum_exp<without_maxima>(g, x, most, Reference<T>{all(T(0)), G::spread(n)}, state);
 }
 
 // With the row's maximum in state[r].m. If that is infinite, `count` and `nans` say all there is to know.
@@ -84,21 +85,19 @@ template <bool without_maxima, class T, class G> NX_NOINLINE void lift_far(G g, 
   count_nans(g, x, state);
 }
 
-// A whole row in one piece: its maximum is known before anything is summed. True if some row's maximum is infinite.
-template <class T, class G> NX_INLINE bool find_max(G g, const char* x, MaxSum<T>* state) {
-  T m[G::rows];
-  g.max(x, m);
-  bool infinite = false;
-  for (int r = 0; r < G::rows; ++r) {
-    state[r] = {m[r], {}, 0, 0};
-    infinite |= !is_finite(m[r]);
-  }
-  return infinite;
+// True if some row's maximum is infinite.
+template <class T> NX_INLINE bool any_infinite(Vec<T> m) {
+  const Vec<T> zero = all(T(0));
+  return reduce_max(select_eq(m - m, zero, zero, all(T(1)))) > 0;
 }
+// Whole rows in one piece: their maxima are known before anything is summed.
 template <bool without_maxima, class T, class G> void lift_whole(G g, const char* x, MaxSum<T>* state) {
-  if (find_max(g, x, state)) return lift_far<without_maxima>(g, x, state);
-  const Vec<T> m = spread_max<T, G>(state);
-  sum_exp<without_maxima>(g, x, m, reference_of(m), state);
+  const Vec<T> most = g.max(x);
+  T m[G::rows];
+  G::gather(most, m);
+  for (int r = 0; r < G::rows; ++r) state[r] = {m[r], {}, 0, 0};
+  if (any_infinite(most)) return lift_far<without_maxima>(g, x, state);
+  sum_exp<without_maxima>(g, x, most, reference_of(most), state);
 }
 
 // exp(m) relative to 2^near_exponent(m), in double. 0 if m is too low to count beside a near row.

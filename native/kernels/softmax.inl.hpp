@@ -40,9 +40,9 @@ template <class T> struct softmax {
     Vec<T> high, low;
     template <int L> NX_INLINE Vec<T, L> times(Vec<T, L> e) const { return fma(e, high, e * low); }
   };
-  template <class G> static Inverse inverse(const State* row) {
+  template <class G> static NX_INLINE Inverse inverse(const Total<T>* sum) {
     T high[G::rows], low[G::rows];
-    for (int r = 0; r < G::rows; ++r) inverse_of(row[r].sum, high[r], low[r]);
+    for (int r = 0; r < G::rows; ++r) inverse_of(sum[r], high[r], low[r]);
     return {G::spread(high), G::spread(low)};
   }
 
@@ -52,7 +52,9 @@ template <class T> struct softmax {
 
   template <class G> static NX_NOINLINE void write(G g, const char* x, char* y, const State* row, Empty empty, const double* kept) {
     const Reference<T> ref = reference_of(spread_max<T, G>(row));
-    const Inverse inv = inverse<G>(row);
+    Total<T> total[G::rows];
+    for (int r = 0; r < G::rows; ++r) total[r] = row[r].sum;
+    const Inverse inv = inverse<G>(total);
     const Special<T> s = special_rows<T, G>(row, empty, kept, share, nothing);
     if (!s.any) return write_ordinary(g, x, y, ref, inv);
     g.map(x, y, [&](auto v) NX_INLINED { return s.choose(v, inv.times(exp_at(v, ref))); });
@@ -64,21 +66,20 @@ template <class T> struct softmax {
     write(g, x, y, row, empty, kept);
   }
 
-  template <class G> static NX_NOINLINE void reload(G g, const char* x, char* y, Empty empty, const double* kept) {
-    State row[G::rows];
-    if (find_max(g, x, row)) return recompute(g, x, y, empty, kept);
-    const Reference<T> ref = reference_of(spread_max<T, G>(row));
+  template <class G> static NX_NOINLINE void reload(G g, const char* x, char* e, char* y, Empty empty, const double* kept) {
+    const Vec<T> m = g.max(x);
+    if (any_infinite(m)) return recompute(g, x, y, empty, kept);
+    const Reference<T> ref = reference_of(m);
     Total<T> total[G::rows];
     g.sum(
         [&](std::int64_t i, auto where) NX_INLINED {
-          const auto e = exp_at(load(x + g.pitch * i, where, -infinity<T>), ref);
-          store(y + g.pitch * i, e, where);
-          return e;
+          const auto part = exp_at(load(x + g.pitch * i, where, -infinity<T>), ref);
+          store(e + g.pitch * i, part, where);
+          return part;
         },
         total);
-    for (int r = 0; r < G::rows; ++r) row[r].sum = total[r];
-    const Inverse inv = inverse<G>(row);
-    g.map(y, y, [&](auto e) NX_INLINED { return inv.times(e); });
+    const Inverse inv = inverse<G>(total);
+    g.map(e, y, [&](auto part) NX_INLINED { return inv.times(part); });
   }
 
   // Rows as they lie, each passed over once: while the exponentials of a row are computed into scratch, the row before it is
@@ -91,16 +92,17 @@ template <class T> struct softmax {
     Cursor outer(t.axes, t.outer, first);
     Waiting<streams> before{};
     Edge edge;
-    State row;
-    find_max(g, t.x + outer.at.x, &row);
+    T m;
+    g.gather(g.max(t.x + outer.at.x), &m);
     for (std::int64_t unit = first; unit < last; ++unit) {
       const char* const x = t.x + outer.at.x;
       char* const y = t.y + outer.at.y;
       outer.advance(1);
       const char* const next = unit + 1 < last ? t.x + outer.at.x : x;
       Vec<T> most = all(-infinity<T>);
-      if (is_finite(row.m)) {
-        const Reference<T> ref = reference_of(all(row.m));
+      if (is_finite(m)) {
+        const Reference<T> ref = reference_of(all(m));
+        Total<T> total;
         g.sum(
             [&](std::int64_t i, auto where) NX_INLINED {
               before.write(i, where);
@@ -113,17 +115,15 @@ template <class T> struct softmax {
               store(scratch + 64 * i, e);
               return e;
             },
-            &row.sum);
-        before = Waiting<streams>(y, scratch, t.n, inverse<Row<T>>(&row), edge);
+            &total);
+        before = Waiting<streams>(y, scratch, t.n, inverse<Row<T>>(&total), edge);
       } else {
         before.write_all();
         before = {};
-        T m;
-        g.max(next, &m);
-        most = all(m);
+        most = g.max(next);
         recompute(g, x, y, t.empty, &kept);
       }
-      row = {reduce_max(most), {}, 0, 0};
+      m = reduce_max(most);
     }
     before.write_all();
     edge.flush();
@@ -140,14 +140,13 @@ template <class T> struct softmax {
       const T n = next.n > total.n ? next.n : total.n;
       total = {scaled(total.sum, static_cast<int>(total.n - n)) + scaled(next.sum, static_cast<int>(next.n - n)), n};
     }
-    const State row{0, total.sum, 0, 0};
     const bool near = total.n > near_exponent(T(-near_limit)) && total.n < near_exponent(T(near_limit));
     if (!near || !is_finite(total.sum.value())) return recompute(g, x, y, empty, kept);
-    write_ordinary(g, x, y, Reference<T>{all(T(0)), all(total.n)}, inverse<Row<T>>(&row));
+    write_ordinary(g, x, y, Reference<T>{all(T(0)), all(total.n)}, inverse<Row<T>>(&total.sum));
   }
 
-  template <class G> static void whole(G g, const char* x, char* y, Empty empty, const double* kept) {
-    reload(g, x, y, empty, kept);
+  template <class G> static void whole(G g, const char* x, char* room, char* y, Empty empty, const double* kept) {
+    reload(g, x, room, y, empty, kept);
   }
 
  private:
@@ -176,7 +175,7 @@ template <class T> struct softmax {
       filled = static_cast<std::size_t>(count) * sizeof(T);
     }
     void flush() {
-      __builtin_memcpy(at, line, filled);
+      if (filled) __builtin_memcpy(at, line, filled);
       filled = 0;
     }
   };

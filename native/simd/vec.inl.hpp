@@ -19,6 +19,7 @@
 
 // How much there is of a vector: `lines` whole cache lines of it, or the first n lanes of one (1 ≤ n < lanes).
 template <int lines = 1> struct Full {};
+template <int lines, int step> struct Apart {};  // lines that lie step lines from one to the next
 struct Part {
   int n;
 };
@@ -49,12 +50,20 @@ template <class T> NX_INLINE Vec<T> all(T s) {
 template <class T, int lines> NX_INLINE Vec<T> line(Vec<T, lines> x, int which) {
   return build<T>([&](int i) { return x.r[which * Vec<T>::regs + i]; });
 }
+template <class T, int lines> NX_INLINE void set_line(Vec<T, lines>& x, int which, Vec<T> value) {
+  NX_UNROLL_REGS
+  for (int i = 0; i < Vec<T>::regs; ++i) x.r[which * Vec<T>::regs + i] = value.r[i];
+}
 template <class T, int lines> constexpr int lines_of(const Vec<T, lines>&) { return lines; }
 template <class T> NX_INLINE const char* piece(const char* p, int i) { return p + 64 / Vec<T>::regs * i; }
 template <class T> NX_INLINE char* piece(char* p, int i) { return p + 64 / Vec<T>::regs * i; }
 
 template <class T, int lines> NX_INLINE Vec<T, lines> load(const char* p, Full<lines>, T = 0) {
   return build<T, lines>([&](int i) { return reg<T>::load(piece<T>(p, i)); });
+}
+template <class T, int lines, int step> NX_INLINE Vec<T, lines> load(const char* p, Apart<lines, step>, T = 0) {
+  constexpr int regs = Vec<T>::regs;
+  return build<T, lines>([&](int i) { return reg<T>::load(piece<T>(p + 64 * step * (i / regs), i % regs)); });
 }
 template <class T> NX_INLINE Vec<T> load(const char* p) { return load<T>(p, Full<1>{}); }
 template <class T> NX_INLINE Vec<T> load(const char* p, Part part, T fill) {
@@ -65,6 +74,11 @@ template <class T, int lines> NX_INLINE void store(char* p, Vec<T, lines> v) {
   for (int i = 0; i < Vec<T, lines>::regs; ++i) v.r[i].store(piece<T>(p, i));
 }
 template <class T, int lines> NX_INLINE void store(char* p, Vec<T, lines> v, Full<lines>) { store(p, v); }
+template <class T, int lines, int step> NX_INLINE void store(char* p, Vec<T, lines> v, Apart<lines, step>) {
+  constexpr int regs = Vec<T>::regs;
+  NX_UNROLL_REGS
+  for (int i = 0; i < Vec<T, lines>::regs; ++i) v.r[i].store(piece<T>(p + 64 * step * (i / regs), i % regs));
+}
 template <class T> NX_INLINE void store(char* p, Vec<T> v, Part part) {
   NX_UNROLL_REGS
   for (int i = 0; i < Vec<T>::regs; ++i) v.r[i].store_n(piece<T>(p, i), part.n - i * reg<T>::lanes);
@@ -151,5 +165,25 @@ template <class S> NX_INLINE void store_as(char* p, Vec<Compute<S>> v) {
     for (int i = 0; i < Vec<float>::regs; ++i) store_half<S>(p + 32 / Vec<float>::regs * i, v.r[i]);
   } else {
     store(p, v);
+  }
+}
+
+// The first lanes of them.
+template <class S> NX_INLINE Vec<Compute<S>> load_as(const char* p, Part part) {
+  if constexpr (sizeof(S) == 2) {
+    char lanes[64] = {};
+    __builtin_memcpy(lanes, p, static_cast<std::size_t>(part.n) * sizeof(S));
+    return load_as<S>(lanes);
+  } else {
+    return load(p, part, S(0));
+  }
+}
+template <class S> NX_INLINE void store_as(char* p, Vec<Compute<S>> v, Part part) {
+  if constexpr (sizeof(S) == 2) {
+    char lanes[64];
+    store_as<S>(lanes, v);
+    __builtin_memcpy(p, lanes, static_cast<std::size_t>(part.n) * sizeof(S));
+  } else {
+    store(p, v, part);
   }
 }

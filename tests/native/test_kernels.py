@@ -100,6 +100,23 @@ def test_all_algorithms_and_layouts_give_the_same_bits(target, dtype):
 @pytest.mark.parametrize(
     "f", [normx.softmax, normx.log_softmax, normx.logsumexp], ids=lambda f: f.__name__
 )
+@pytest.mark.parametrize("target", TARGETS)
+def test_columns_of_several_vectors_and_chunks(f, target):
+    """Neighbours of every magnitude share a panel, and none is changed by the others."""
+    rng = np.random.default_rng(2)
+    rows = [rng.normal(0.0, 10.0 ** (k / 4), 40_000) for k in range(-20, 60)]
+    x = np.stack(rows).astype(np.float32)
+    x[3, 7], x[5, 9], x[8] = np.inf, np.nan, -np.inf
+    with use_target(target), normx.trace() as ran:
+        want = f(x, axis=1, backend="native")
+        got = f(np.ascontiguousarray(x.T), axis=0, backend="native")
+    assert ran[1].kernel.endswith("_columns")
+    np.testing.assert_array_equal(got.T, want)
+
+
+@pytest.mark.parametrize(
+    "f", [normx.softmax, normx.log_softmax, normx.logsumexp], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_a_row_has_the_same_bits_everywhere(f, dtype):
     """Alone, in a batch, at any alignment, on one thread or two."""
