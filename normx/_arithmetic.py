@@ -9,7 +9,12 @@ compiled or not.
 
 from __future__ import annotations
 
+from fractions import Fraction
+from functools import cache
+from math import factorial
 from typing import Any, NamedTuple
+
+import numpy as np
 
 Array = Any
 
@@ -67,6 +72,71 @@ def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:
     level = (x.hi == 0) | ((t > 0) & xp.isfinite(x.hi))
     hi = xp.where(inside, quotient, xp.where(level, 0.0, x.hi - xp.inf))
     return Double(hi, xp.where(inside & xp.isfinite(lo), lo, 0.0))
+
+
+def multiplied(xp: Any, x: Double, factor: Double, dtype: str) -> Double:
+    """``x * factor`` for ``x <= 0`` and ``factor >= 0``; -inf stays, whatever the factor is."""
+    rough = x.hi * factor.hi
+    near = (rough > _NEGLIGIBLE) & (x.hi > -xp.inf)
+    hi = xp.where(near, x.hi, 0.0)
+    product = two_product(hi, xp.where(near, factor.hi, 0.0), dtype)
+    lo = product.lo + (hi * factor.lo + xp.where(near, x.lo, 0.0) * factor.hi)
+    exact = near & xp.isfinite(lo)
+    far = xp.where(x.hi == -xp.inf, x.hi, rough)  # 0 * -inf is NaN
+    return Double(xp.where(exact, product.hi, far), xp.where(exact, lo, 0.0))
+
+
+def quotient(xp: Any, x: Array, t: Array, dtype: str) -> Double:
+    """``x / t`` for ``t >= 0``; the limits at t = 0 and t = inf.  Infinite `x` stay."""
+    inside = (t > 0) & (t < xp.inf)
+    divisor = xp.where(inside, t, 1.0)
+    hi = x / divisor
+    product = two_product(xp.where(xp.isfinite(hi), hi, 0.0), divisor, dtype)
+    lo = ((x - product.hi) - product.lo) / divisor
+    limit = xp.where((x == 0) | (t > 0), 0.0 * divisor, xp.where(x > 0, xp.inf, -xp.inf))
+    limit = xp.where(xp.isfinite(x), limit, x)
+    return Double(
+        xp.where(inside, hi, limit), xp.where(inside & xp.isfinite(lo), lo, xp.zeros_like(lo))
+    )
+
+
+#: 1/j! as sums of two numbers, for float32 and for float64.
+_TERMS = 18
+
+
+@cache
+def _reciprocal_factorials(dtype: str) -> tuple[tuple[float, float], ...]:
+    kind = np.dtype(dtype).type
+    words = []
+    for j in range(_TERMS):
+        exact = Fraction(1, factorial(j))
+        hi = float(kind(float(exact)))
+        words.append((hi, float(kind(float(exact - Fraction(hi))))))
+    return tuple(words)
+
+
+def log(xp: Any, x: Array, dtype: str) -> Double:
+    """``log(x)`` in twice the precision, for finite ``x >= 1`` (of which there are few).
+
+    One Newton step from the library's logarithm y: the exponential of y / 128, which
+    is exact, is a short series in double words; squared seven times it is that of y.
+    """
+    y = xp.log(x)
+    r = y / 128.0
+    e = Double(xp.zeros_like(r), xp.zeros_like(r))
+    for hi, lo in reversed(_reciprocal_factorials(dtype)):
+        p = two_product(e.hi, r, dtype)
+        s = two_sum(p.hi, xp.full_like(r, hi))
+        e = _renormalized(s.hi, s.lo + (p.lo + e.lo * r) + lo)
+    for _ in range(7):
+        p = two_product(e.hi, e.hi, dtype)
+        e = _renormalized(p.hi, p.lo + 2.0 * e.hi * e.lo)
+    return Double(y, ((x - e.hi) - e.lo) / x)
+
+
+def _renormalized(hi: Array, lo: Array) -> Double:
+    s = hi + lo
+    return Double(s, lo - (s - hi))
 
 
 def compensated_sum(xp: Any, x: Array, axis: tuple[int, ...]) -> Array:

@@ -313,9 +313,9 @@ def trace() -> Iterator[list[Ran]]:
 # ------------------------------------------------------------------ calls
 
 
-def _form(value: Any) -> Any:
+def _form(word: str, value: Any) -> Any:
     """What a plan depends on of a keyword: the value of a constant, the form of an array."""
-    if value is None:
+    if value is None or word == "rng":
         return None
     if hasattr(value, "dtype") and not isinstance(value, np.generic | type):
         return type(value), tuple(value.shape), value.dtype, getattr(value, "device", None)
@@ -390,7 +390,7 @@ def entry_point(name: str) -> Callable[..., Any]:
                 parts = [kind, library.key(x), chosen()]
                 for word, value in keywords.items():
                     plain = type(value) in _PLAIN
-                    parts += (word, type(value), value if plain else _form(value))
+                    parts += (word, type(value), value if plain else _form(word, value))
                 key = tuple(parts)
                 bound = plans.get(key)
             except TypeError:  # an option that cannot be part of a key: a list, say

@@ -7,6 +7,7 @@ dispatcher keeps it for the next call of the same form.
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.exceptions import AxisError
 
 from normx._errors import described, wrong
-from normx._record import Parameter, Record
+from normx._record import Constant, Parameter, Record
 from normx.plugins import Call, Library, dtype_name
 
 Array = Any
@@ -56,7 +57,8 @@ class Plan:
         The numeric keywords that were passed and matter.
     empty : {"zero", "nan", "uniform"}
     softcap : float or None
-    flags : mapping of str to bool
+    constants : mapping of str to object
+        The keywords that shape the formula.
     out : bool
         Whether the result goes into a given array.
     """
@@ -70,7 +72,7 @@ class Plan:
     parameters: frozenset[str] = frozenset()
     empty: str = "zero"
     softcap: float | None = None
-    flags: Mapping[str, bool] = field(default_factory=dict)
+    constants: Mapping[str, Any] = field(default_factory=dict)
     out: bool = False
 
     @property
@@ -118,7 +120,8 @@ class Prepared:
         #: Nothing surrounds the backend: hand over x (and `out`), return what comes back.
         self.direct = not (
             expand or cast or checks or constants or plan.parameters or keepdims
-            or plan.where is not None or result_dtype != plan.dtype or plan.record.complex
+            or plan.where is not None or result_dtype != plan.dtype or plan.dtype in COMPLEX
+            or plan.record.random or plan.constants.get("return_sign")
             or not plan.result_shape
         )  # fmt: skip
 
@@ -141,6 +144,9 @@ class Prepared:
             else self._aligned(library.cast(keywords[name], self._parameter_dtype))
             for name in plan.parameters
         }
+        if plan.record.random:
+            noise = library.uniform(keywords["rng"], self._shape, self._parameter_dtype, x)
+            parameters["uniform"] = self._aligned(noise)
         where = None
         if plan.where is not None:
             where = keywords["where"]
@@ -217,10 +223,17 @@ def prepare(
             known = ", ".join(record.keywords)
             raise TypeError(f"normx.{name}: unknown keyword `{keyword}`; known are {known}")
     get = {key: p.default for key, p in record.keywords.items()} | dict(keywords)
+    for key, value in get.items():
+        if value is inspect.Parameter.empty:
+            raise TypeError(f"normx.{name}: the keyword `{key}` is missing; it has no default")
 
     reason = library.check(x)
     if reason is not None:
         raise wrong(TypeError, name, "x", reason, "a plain array of its library")
+    if record.random:
+        reason = library.check_rng(get["rng"])
+        if reason is not None:
+            raise wrong(TypeError, name, "rng", described(get["rng"]), reason)
     dtype, result_dtype = _dtypes(record, library, x, get)
     specs = {p.name: p for p in (*record.parameters, TEMPERATURE) if p.name in get}
     constants: dict[str, Any] = {}
@@ -246,7 +259,7 @@ def prepare(
     out = get.get("out")
     if out is not None:
         _check_out(name, library, x, out, shape, result_dtype, library_of)
-    flags = {flag: _flag(name, flag, get[flag]) for flag in record.flags}
+    fixed = {constant.name: _constant(name, constant, get[constant.name]) for constant in record.constants}
     expand = not axis
     plan = Plan(
         record=record,
@@ -258,7 +271,7 @@ def prepare(
         parameters=frozenset(present),
         empty=_choice(name, "empty", get.get("empty", "zero"), EMPTY),
         softcap=_softcap(name, get.get("softcap")),
-        flags=flags,
+        constants=fixed,
         out=out is not None,
     )
     keepdims = None
@@ -382,12 +395,12 @@ def _parameter(
     """Check one numeric keyword; its shape."""
     function, name = record.name, spec.name
     wanted = "a number or an array of numbers"
-    if spec.minimum is not None:
-        wanted += f" that are at least {spec.minimum:g}"
+    if spec.range:
+        wanted += f" that are {spec.range}"
     if _is_number(value):
         if isinstance(value, complex | np.complexfloating) and not spec.complex:
             raise wrong(TypeError, function, name, repr(value), wanted)
-        if spec.minimum is not None and not value >= spec.minimum:
+        if spec.range and not spec.allows(value):
             raise wrong(ValueError, function, name, repr(value), wanted, _cure(name))
         try:
             constants[name] = _python_number(value)
@@ -398,17 +411,16 @@ def _parameter(
     came = dtype_name(value.dtype)
     if came not in FLOATS and came not in INTEGERS and not (spec.complex and came in COMPLEX):
         raise wrong(TypeError, function, name, described(value), wanted)
-    if spec.minimum is not None:
-        minimum = spec.minimum
+    if spec.range:
 
         def check(keywords: Mapping[str, Any]) -> None:
             array = keywords[name]
-            if library.is_concrete(array) and not np.all(library.to_numpy(array) >= minimum):
+            if library.is_concrete(array) and not np.all(spec.allows(library.to_numpy(array))):
                 raise wrong(
                     ValueError,
                     function,
                     name,
-                    "an array with a smaller or NaN value",
+                    "an array with other values",
                     wanted,
                     _cure(name),
                 )
@@ -591,7 +603,11 @@ def _choice(function: str, name: str, value: Any, known: tuple[str, ...]) -> str
     return str(value)
 
 
-def _flag(function: str, name: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise wrong(TypeError, function, name, repr(value), "True or False")
-    return bool(value)
+def _constant(function: str, constant: Constant, value: Any) -> Any:
+    try:
+        normal, kind = constant.normal(value), ValueError
+    except TypeError:
+        normal, kind = None, TypeError
+    if normal is None:
+        raise wrong(kind, function, constant.name, described(value), constant.wanted)
+    return normal

@@ -15,7 +15,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, cast
+
+import numpy as np
 
 from normx._options import RowOptions, SharedOptions, described, signature_with
 
@@ -56,6 +58,8 @@ class Parameter:
         ``elements``: broadcast against `x` itself.
     minimum : float, optional
         Smallest value allowed.
+    above : float, optional
+        Every value must be greater than this.
     complex : bool
         Whether complex values are allowed.
     """
@@ -63,7 +67,69 @@ class Parameter:
     name: str
     shape: Literal["row", "along", "elements"]
     minimum: float | None = None
+    above: float | None = None
     complex: bool = False
+
+    @property
+    def range(self) -> str:
+        """The values allowed, in words; empty if all are."""
+        if self.minimum is not None:
+            return f"at least {self.minimum:g}"
+        return f"above {self.above:g}" if self.above is not None else ""
+
+    def allows(self, values: Any) -> Any:
+        """Whether values are in the range; NaN is in none."""
+        if self.minimum is not None:
+            return values >= self.minimum
+        return values > self.above if self.above is not None else values == values
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A keyword that shapes the formula itself: fixed when a plan is made.
+
+    Attributes
+    ----------
+    name : str
+        The keyword.
+    wanted : str
+        What is allowed, in words.
+    normal : callable
+        ``normal(value)`` gives the value as the formula takes it, hashable; None for a
+        value that is not allowed, and TypeError for what is of another kind.
+    """
+
+    name: str
+    wanted: str
+    normal: Callable[[Any], Any]
+
+
+def flag(name: str) -> Constant:
+    """A keyword that is True or False."""
+
+    def normal(value: Any) -> bool:
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError
+        return bool(value)
+
+    return Constant(name, "True or False", normal)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One reduction over a row: blocks are lifted, and their states merged.
+
+    Attributes
+    ----------
+    lift : callable
+        ``lift(row, *states, **parameters)``: the state of a block, given the states of
+        the stages before, which cover the whole row.
+    monoid : Monoid
+        How the states of two blocks become one.
+    """
+
+    lift: Callable[..., Any]
+    monoid: Monoid
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,14 +141,12 @@ class Record:
     name : str
         Public name, and the first part of the names of its kernels.
     apply : callable
-        ``apply(row, state, **parameters)``: the formula, in array-API code, from
-        the scores and the state of a row to its weights (normalizers) or its
-        value (reductions).
-    state : callable or None
-        ``state(row, **parameters)``: the state of the row, an element of `monoid`.
-        None where the formula is pointwise.
-    monoid : Monoid or None
-        How states of parts of a row merge into the state of the row.
+        ``apply(row, *states, **parameters)``: the formula, in array-API code, from
+        the scores of a block and the states of its row to weights (normalizers) or to
+        the row's value (reductions).
+    stages : tuple of Stage or None
+        The reductions that the formula needs, in order.  Empty where it is pointwise;
+        None where it needs the whole row at once.
     definition : callable
         ``definition(m, x, **parameters)``: the textbook formula for one row of finite
         scores, naive on purpose; `m` has ``exp``, ``log`` and ``sum`` in a precision
@@ -96,10 +160,23 @@ class Record:
         Whether the results are logarithms: left-out entries are -inf then.
     complex : bool
         Whether complex scores are allowed.
+    negated : bool
+        Whether the formula is that of the negated scores.
+    restrict : callable or None
+        ``restrict(row, **parameters)``: the row without the entries that can have no
+        mass, whatever the others are; a row of which nothing is left is empty.
+    at_infinity : {"share", "indicator", "pointwise"}
+        What becomes of a row with scores of +inf: the mass is shared among them; the
+        formula of a row of ones (for +inf) and zeros; or just the formula.
+    random : bool
+        Whether the formula takes noise: a parameter ``uniform`` with numbers in (0, 1)
+        of the shape of `x`, drawn from the keyword `rng`.
     parameters : tuple of Parameter
         The numeric keywords besides the shared options.
-    flags : frozenset of str
-        The boolean keywords (True or False, part of the plan).
+    constants : tuple of Constant
+        The keywords that are part of the plan.
+    example : mapping of str to object
+        Values for the keywords that have no default, for tests and documentation.
     laws : tuple of Law
         What holds for every row; checked on every library and backend.
     ulp : mapping of str to float
@@ -112,14 +189,18 @@ class Record:
     name: str
     apply: Callable[..., Any]
     definition: Callable[..., Any]
-    state: Callable[..., Any] | None
-    monoid: Monoid | None
+    stages: tuple[Stage, ...] | None
     vjp: Callable[..., dict[str, Any]] | None
     kind: Literal["normalizer", "reduction"]
     log_space: bool
     complex: bool
+    negated: bool
+    restrict: Callable[..., Any] | None
+    at_infinity: Literal["share", "indicator", "pointwise"]
+    random: bool
     parameters: tuple[Parameter, ...]
-    flags: frozenset[str]
+    constants: tuple[Constant, ...]
+    example: Mapping[str, Any]
     laws: tuple[Law, ...]
     ulp: Mapping[str, float]
     papers: tuple[Paper, ...]
@@ -188,37 +269,51 @@ def _define(options: type, **fields: Any) -> Callable[[F], F]:
     return decorate
 
 
+#: What most records have in common.
+_DEFAULTS: dict[str, Any] = {
+    "stages": (),
+    "vjp": None,
+    "log_space": False,
+    "complex": False,
+    "negated": False,
+    "restrict": None,
+    "at_infinity": "share",
+    "random": False,
+    "parameters": (),
+    "constants": (),
+    "example": {},
+    "ulp": ULP_BUDGET,
+}
+
+
+class Fields(TypedDict, total=False):
+    """The fields of a `Record` that have defaults."""
+
+    stages: tuple[Stage, ...] | None
+    vjp: Callable[..., dict[str, Any]]
+    log_space: bool
+    complex: bool
+    negated: bool
+    restrict: Callable[..., Any]
+    at_infinity: Literal["share", "indicator", "pointwise"]
+    random: bool
+    parameters: tuple[Parameter, ...]
+    constants: tuple[Constant, ...]
+    example: Mapping[str, Any]
+    ulp: Mapping[str, float]
+
+
 def normalizer(
     *,
     apply: Callable[..., Any],
     definition: Callable[..., Any],
     papers: tuple[Paper, ...],
     laws: tuple[Law, ...],
-    state: Callable[..., Any] | None = None,
-    monoid: Monoid | None = None,
-    vjp: Callable[..., dict[str, Any]] | None = None,
-    log_space: bool = False,
-    parameters: tuple[Parameter, ...] = (),
-    flags: frozenset[str] = frozenset(),
-    ulp: Mapping[str, float] = ULP_BUDGET,
+    **fields: Unpack[Fields],
 ) -> Callable[[F], F]:
     """Define a row normalizer; the arguments are the fields of `Record`."""
-    return _define(
-        RowOptions,
-        apply=apply,
-        definition=definition,
-        papers=papers,
-        laws=laws,
-        state=state,
-        monoid=monoid,
-        vjp=vjp,
-        log_space=log_space,
-        parameters=parameters,
-        flags=flags,
-        ulp=ulp,
-        kind="normalizer",
-        complex=False,
-    )
+    given = dict(apply=apply, definition=definition, papers=papers, laws=laws, kind="normalizer")
+    return _define(RowOptions, **_DEFAULTS | given | fields)
 
 
 def reduction(
@@ -227,28 +322,8 @@ def reduction(
     definition: Callable[..., Any],
     papers: tuple[Paper, ...],
     laws: tuple[Law, ...],
-    state: Callable[..., Any] | None = None,
-    monoid: Monoid | None = None,
-    vjp: Callable[..., dict[str, Any]] | None = None,
-    complex: bool = False,
-    parameters: tuple[Parameter, ...] = (),
-    flags: frozenset[str] = frozenset(),
-    ulp: Mapping[str, float] = ULP_BUDGET,
+    **fields: Unpack[Fields],
 ) -> Callable[[F], F]:
     """Define a reduction of rows; the arguments are the fields of `Record`."""
-    return _define(
-        SharedOptions,
-        apply=apply,
-        definition=definition,
-        papers=papers,
-        laws=laws,
-        state=state,
-        monoid=monoid,
-        vjp=vjp,
-        log_space=True,
-        parameters=parameters,
-        flags=flags,
-        ulp=ulp,
-        kind="reduction",
-        complex=complex,
-    )
+    given = dict(apply=apply, definition=definition, papers=papers, laws=laws, kind="reduction")
+    return _define(SharedOptions, **_DEFAULTS | given | {"log_space": True} | fields)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
 from normx._plan import FLOATS, Plan
+from normx._record import Record
 from normx._row import Row
 from normx.plugins import Backend, Call, Refusal
 
@@ -56,6 +58,8 @@ def row_of(
     narrow = plan.dtype in ("float16", "bfloat16", "float32")
     dtype = library.arithmetic if narrow else plan.dtype
     scores = library.cast(x, dtype)
+    if plan.record.negated:
+        scores = -scores
     arrays = {}
     for name, value in parameters.items():
         if hasattr(value, "shape"):
@@ -73,7 +77,20 @@ def row_of(
         scores = cap * xp.tanh(scores / cap)
     if where is not None:
         scores = xp.where(where, scores, -xp.inf)
-    return Row(library, xp, scores, where, plan.axis, temperature, dtype), arrays
+    row = Row(library, xp, scores, where, plan.axis, temperature, dtype)
+    if plan.record.restrict is not None:
+        row = plan.record.restrict(row, **arrays, **plan.constants)
+    return row, arrays
+
+
+def states_of(record: Record, blocks: Sequence[Row], parameters: Mapping[str, Any]) -> Any:
+    """The states of rows that are cut into blocks, stage by stage."""
+    states: tuple[Any, ...] = ()
+    for stage in record.stages or ():
+        lifted = [stage.lift(block, *states, **parameters) for block in blocks]
+        merge = partial(stage.monoid.merge, blocks[0].xp)
+        states += (reduce(merge, lifted),)
+    return states
 
 
 def compute(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]) -> Any:
@@ -82,12 +99,12 @@ def compute(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, 
     if 0 in plan.shape:
         fill = -xp.inf if record.log_space else 0.0
         nothing = library.full(plan.result_shape, fill, plan.dtype, x)
-        if plan.flags.get("return_sign"):
+        if plan.constants.get("return_sign"):
             return nothing, library.full(plan.result_shape, 0.0, plan.dtype, x)
         return nothing
     row, own = row_of(plan, x, where, parameters)
-    state = None if record.state is None else record.state(row, **own, **plan.flags)
-    y = record.apply(row, state, **own, **plan.flags)
+    own |= plan.constants
+    y = record.apply(row, *states_of(record, (row,), own), **own)
     if record.kind == "normalizer":
         return library.cast(with_policies(plan, row, y), plan.dtype)
     if isinstance(y, tuple):

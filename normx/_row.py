@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ class Row:
         Reduced axes have size 1; None stands for 1.
     dtype : str
         Name of the dtype of the arithmetic: float32 or wider, or complex.
+    factor : Double or None
+        What the scores are multiplied by; at least 0, reduced axes have size 1.
     """
 
     library: Library
@@ -47,6 +49,44 @@ class Row:
     axis: tuple[int, ...]
     temperature: Array | None
     dtype: str
+    factor: Double | None = None
+
+    def scaled(self, factor: Double) -> Row:
+        """The row with its scores multiplied; what was left out stays left out."""
+        xp, x = self.xp, self.scores
+        negative = factor.hi < 0
+        scores = xp.where(negative & (x != -xp.inf), -x, x)
+        magnitude = Double(xp.abs(factor.hi), xp.where(negative, -factor.lo, factor.lo))
+        return replace(self, scores=scores, factor=magnitude)
+
+    def without(self, condition: Array) -> Row:
+        """The row with the entries that fulfil `condition` left out."""
+        return replace(self, scores=self.xp.where(condition, -self.xp.inf, self.scores))
+
+    def shared(self) -> Row:
+        """The row with only the entries of +inf, made 1, where there are any."""
+        xp, x = self.xp, self.scores
+        infinite = self.maximum == xp.inf
+        limit = xp.where(x == xp.inf, 1.0, xp.where(x < xp.inf, -xp.inf, x))
+        return replace(self, scores=xp.where(infinite, limit, x))
+
+    @cached_property
+    def present(self) -> Array:
+        """Which entries take part: those kept, with a score above -inf."""
+        return self.scores != -self.xp.inf
+
+    @cached_property
+    def length(self) -> Array:
+        """How many entries take part."""
+        return self.count(self.present)
+
+    @cached_property
+    def tempered(self) -> Double:
+        """The scores over the temperature, right to twice the precision; -inf if left out."""
+        xp, x = self.xp, self.scores
+        if self.temperature is None:
+            return Double(x, xp.zeros_like(x))
+        return arithmetic.quotient(xp, x, self.temperature, self.dtype)
 
     @cached_property
     def maximum(self) -> Array:
@@ -70,12 +110,15 @@ class Row:
         hi = xp.where((top == xp.inf) & (x < xp.inf), -xp.inf, hi)
         # lo is NaN where the difference overflowed.
         relative = Double(hi, xp.where(hi > -xp.inf, lo, 0.0))
+        if self.factor is not None:
+            relative = arithmetic.multiplied(xp, relative, self.factor, self.dtype)
+            top = xp.where(xp.isfinite(top), top * self.factor.hi, top)
         if self.temperature is None:
             return Centred(top, relative)
         t = self.temperature
         limit = xp.where(top > 0, xp.inf, xp.where(top < 0, -xp.inf, top))
         finite = (t > 0) & (t < xp.inf)
-        level = xp.where(t == 0, limit, xp.where(xp.isinf(top), top, 0.0 * origin))
+        level = xp.where(t == 0, limit, xp.where(xp.isfinite(top), 0.0, top))
         level = xp.where(finite, top / xp.where(finite, t, 1.0), level)
         return Centred(level, arithmetic.divided(xp, relative, t, self.dtype))
 

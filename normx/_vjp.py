@@ -61,7 +61,7 @@ def vjp(
     shape_of_y = tuple(y.shape) if hasattr(y, "shape") else None
     prepared = prepare(record, library, x, params, library_of, keep_neutral=True)
     plan = prepared.plan
-    if plan.dtype.startswith("complex") or record.vjp is None or plan.flags.get("return_sign"):
+    if plan.dtype.startswith("complex") or record.vjp is None or plan.constants.get("return_sign"):
         raise wrong(
             TypeError,
             "vjp",
@@ -71,7 +71,7 @@ def vjp(
         )
     gradient_of = record.vjp
     xp = library.namespace()
-    passed = {name: params[name] for name in plan.parameters}
+    passed = {name: params[name] for name in plan.parameters if name in params}
 
     def pullback(dy: Array) -> dict[str, Array]:
         home, dy = _arrive(record, dy)
@@ -101,8 +101,10 @@ def vjp(
             if record.kind == "normalizer" and row.kept is not None:
                 cotangent = xp.where(row.kept, cotangent, 0.0)
             cotangent = xp.where(row.empty, 0.0, cotangent)
-            gradients = gradient_of(row, cotangent, **own, **plan.flags)
+            gradients = gradient_of(row, cotangent, **own, **plan.constants)
             gradients |= _through_options(plan, row, scores, gradients["x"])
+            # A keyword without a gradient, such as a threshold, has gradient 0.
+            gradients |= {name: 0.0 * gradients["x"] for name in passed if name not in gradients}
         return {
             name: _shaped_as(
                 library,
@@ -112,6 +114,7 @@ def vjp(
                 plan.dtype,
             )
             for name, gradient in gradients.items()
+            if name == "x" or name in passed
         }
 
     return y, pullback
@@ -126,7 +129,7 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
     chained: dict[str, Array] = {}
     if row.temperature is not None:
         t = xp.where(row.temperature == 0, xp.inf, row.temperature)
-        # Left-out and infinite scores have gradient 0; 0 * inf must not spoil the sum.
+        # Infinite scores do not move with the temperature.
         # Where a shift changes nothing the sum of the gradient is 0, and the scores may
         # be taken relative to their maximum: their own size would drown the differences.
         invariant = laws.shift_invariant in plan.record.laws and not (
@@ -134,9 +137,11 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
         )
         origin = xp.where(xp.isfinite(row.maximum), row.maximum, 0.0)
         scores = row.scores - origin if invariant else row.scores
-        moment = row.sum(gradient * xp.where(gradient == 0, 0.0, scores))
+        moment = row.sum(gradient * xp.where(xp.isfinite(scores), scores, 0.0))
         chained["temperature"] = -moment / t / t
         gradient = gradient / t
+    if plan.record.negated:
+        gradient = -gradient
     if plan.softcap is not None:
         x = row.library.cast(x, row.dtype)
         capped = xp.tanh((x if row.kept is None else xp.where(row.kept, x, 0.0)) / plan.softcap)

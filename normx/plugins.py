@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+import numpy as np
+
 if TYPE_CHECKING:
     from normx._plan import Plan
 
@@ -150,6 +152,19 @@ class Library(ABC):
     @abstractmethod
     def accurate_sum(self, x: Array, axis: tuple[int, ...]) -> Array:
         """Sum over `axis`, kept with size 1, whose error does not grow with the length."""
+
+    def rng(self, seed: int) -> Any:
+        """A source of random numbers as the library's users have them."""
+        return np.random.default_rng(seed)
+
+    def check_rng(self, rng: Any) -> str | None:
+        """What is wanted as a source of random numbers; None if `rng` is one."""
+        return None if isinstance(rng, np.random.Generator) else "a numpy.random.Generator"
+
+    def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Array) -> Array:
+        """Random numbers strictly between 0 and 1, in float32 or float64."""
+        bits = 52 if dtype == "float64" else 23
+        return self.from_numpy(((rng.integers(0, 2**bits, shape) + 0.5) / 2.0**bits).astype(dtype))
 
     def check_out(self, out: Array) -> str | None:
         """Why `out` cannot be written to; None if it can."""

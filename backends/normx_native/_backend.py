@@ -62,7 +62,7 @@ class NativeBackend(Backend):
         # What the kernels do not know; the formula does.
         extra = sorted(plan.parameters)
         extra += ["softcap"] * (plan.softcap is not None)
-        extra += ["return_sign"] * plan.flags.get("return_sign", False)
+        extra += ["return_sign"] * plan.constants.get("return_sign", False)
         if extra:
             return Refusal(f"its {name} has no {' and no '.join(extra)}")
         run = _core.Call(

@@ -12,7 +12,7 @@ from normx import _arithmetic as arithmetic
 from normx import laws
 from normx._arithmetic import Double
 from normx._options import ArrayLike, Axis, RowOptions, SharedOptions
-from normx._record import Paper, Parameter, normalizer, reduction
+from normx._record import Paper, Parameter, Stage, flag, normalizer, reduction
 from normx._row import Centred, Row
 from normx.states import MAX_SUM, MaxSum, gap
 
@@ -38,12 +38,20 @@ _BLANCHARD = Paper(
     "IMA Journal of Numerical Analysis 41(4), 2311-2330",
 )
 
-_SINK = Parameter("sink", shape="along")
+SINK = Parameter("sink", shape="along")
 
 
-def _state(row: Row, *, sink: Array | None = None) -> MaxSum:
-    """The state of the row; sinks are a block of scores that gets no weights."""
-    state: MaxSum = MAX_SUM.lift(row)
+def lift(row: Row, **parameters: Any) -> MaxSum:
+    """The state of a block of scores."""
+    return MAX_SUM.lift(row)
+
+
+#: The one reduction that a softmax needs.
+STAGES = (Stage(lift, MAX_SUM),)
+
+
+def with_sink(row: Row, state: MaxSum, sink: Array | None) -> MaxSum:
+    """The state of a row and of its sinks: a block of scores that gets no weights."""
     if sink is None or 0 in sink.shape:
         return state
     scores = row.xp.reshape(sink, (1,) * (row.scores.ndim - sink.ndim) + tuple(sink.shape))
@@ -58,8 +66,9 @@ def _against(row: Row, state: MaxSum) -> Double:
     return Double(centred.relative.hi + offset, centred.relative.lo)
 
 
-def _softmax(row: Row, state: MaxSum, *, sink: Array | None = None) -> Array:
+def weights(row: Row, state: MaxSum, *, sink: Array | None = None) -> Array:
     xp = row.xp
+    state = with_sink(row, state, sink)
     sum_ = xp.where(state.excess == -1.0, 1.0, 1.0 + state.excess)
     return arithmetic.exp(xp, _against(row, state)) / sum_
 
@@ -68,12 +77,13 @@ def _log_softmax(row: Row, state: MaxSum, *, sink: Array | None = None) -> Array
     # Two terms that are never positive: nothing cancels, and the log1p keeps the
     # last digits of the top class, which x - logsumexp(x) would lose.
     xp = row.xp
+    state = with_sink(row, state, sink)
     distance = _against(row, state)
     excess = xp.where(state.excess == -1.0, 0.0, state.excess)
     return (distance.hi - xp.log1p(excess)) + distance.lo
 
 
-def _sink_gradient(row: Row, state: MaxSum, sink: Array, pull: Array) -> Array:
+def sink_gradient(row: Row, state: MaxSum, sink: Array, pull: Array) -> Array:
     """Gradient of the sinks, whose scores enter the denominator alone."""
     xp = row.xp
     scores = xp.reshape(sink, (1,) * (row.scores.ndim - sink.ndim) + tuple(sink.shape))
@@ -81,32 +91,31 @@ def _sink_gradient(row: Row, state: MaxSum, sink: Array, pull: Array) -> Array:
 
 
 def _softmax_vjp(row: Row, cotangent: Array, *, sink: Array | None = None) -> dict[str, Array]:
-    state = _state(row, sink=sink)
-    y = row.xp.where(row.empty, 0.0, _softmax(row, state))
+    state = with_sink(row, MAX_SUM.lift(row), sink)
+    y = row.xp.where(row.empty, 0.0, weights(row, state))
     mean = row.sum(y * cotangent)
     gradient = {"x": y * (cotangent - mean)}
     if sink is not None:
-        gradient["sink"] = _sink_gradient(row, state, sink, mean)
+        gradient["sink"] = sink_gradient(row, state, sink, mean)
     return gradient
 
 
 def _log_softmax_vjp(row: Row, cotangent: Array, *, sink: Array | None = None) -> dict[str, Array]:
-    state = _state(row, sink=sink)
-    y = row.xp.where(row.empty, 0.0, _softmax(row, state))
+    state = with_sink(row, MAX_SUM.lift(row), sink)
+    y = row.xp.where(row.empty, 0.0, weights(row, state))
     total = row.sum(cotangent)
     gradient = {"x": cotangent - y * total}
     if sink is not None:
-        gradient["sink"] = _sink_gradient(row, state, sink, total)
+        gradient["sink"] = sink_gradient(row, state, sink, total)
     return gradient
 
 
 @normalizer(
-    state=_state,
-    monoid=MAX_SUM,
-    apply=_softmax,
+    stages=STAGES,
+    apply=weights,
     definition=lambda m, x, sink=(): m.exp(x) / (m.sum(m.exp(x)) + m.sum(m.exp(sink))),
     vjp=_softmax_vjp,
-    parameters=(_SINK,),
+    parameters=(SINK,),
     laws=(
         laws.sums_to_one,
         laws.within_unit_interval,
@@ -188,13 +197,12 @@ def softmax(
 
 
 @normalizer(
-    state=_state,
-    monoid=MAX_SUM,
+    stages=STAGES,
     apply=_log_softmax,
     definition=lambda m, x, sink=(): x - m.log(m.sum(m.exp(x)) + m.sum(m.exp(sink))),
     vjp=_log_softmax_vjp,
     log_space=True,
-    parameters=(_SINK,),
+    parameters=(SINK,),
     laws=(
         laws.exponentials_sum_to_one,
         laws.shift_invariant,
@@ -265,7 +273,7 @@ def log_softmax(
     """
 
 
-def _sum_state(row: Row, *, b: Array | None = None, **flags: bool) -> MaxSum | None:
+def _lift_sum(row: Row, *, b: Array | None = None, **constants: bool) -> MaxSum | None:
     plain = b is None and row.dtype in ("float32", "float64")
     state: MaxSum | None = MAX_SUM.lift(row) if plain else None
     return state
@@ -368,8 +376,8 @@ def _logsumexp_vjp(
 ) -> dict[str, Array]:
     xp = row.xp
     if b is None:
-        weights = xp.where(row.empty, 0.0, _softmax(row, MAX_SUM.lift(row)))
-        return {"x": weights * cotangent}
+        shares = xp.where(row.empty, 0.0, weights(row, MAX_SUM.lift(row)))
+        return {"x": shares * cotangent}
     z = row.scores
     top = xp.max(xp.where(b == 0, -xp.inf, z), axis=row.axis, keepdims=True)
     e = xp.exp(gap(xp, z, top))
@@ -379,14 +387,13 @@ def _logsumexp_vjp(
 
 
 @reduction(
-    state=_sum_state,
-    monoid=MAX_SUM,
+    stages=(Stage(_lift_sum, MAX_SUM),),
     apply=_logsumexp,
     definition=lambda m, x, b=1: m.log(m.sum(b * m.exp(x))),
     vjp=_logsumexp_vjp,
     complex=True,
     parameters=(Parameter("b", shape="elements", complex=True),),
-    flags=frozenset({"keepdims", "return_sign"}),
+    constants=(flag("keepdims"), flag("return_sign")),
     laws=(
         laws.shift_equivariant,
         laws.permutation_invariant,

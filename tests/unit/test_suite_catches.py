@@ -24,8 +24,7 @@ def broken(request, monkeypatch):
     @_record.normalizer(
         apply=SOFTMAX.apply,
         definition=SOFTMAX.definition,
-        state=SOFTMAX.state,
-        monoid=SOFTMAX.monoid,
+        stages=SOFTMAX.stages,
         vjp=SOFTMAX.vjp,
         laws=SOFTMAX.laws,
         papers=SOFTMAX.papers,
@@ -60,7 +59,7 @@ def _half_sum(row, state):
 
 
 def _across_rows(row, state):
-    y = family._softmax(row, state)
+    y = family.weights(row, state)
     return y + 0 * row.xp.sum(y)
 
 
@@ -70,17 +69,17 @@ def _last_axis(row, state):
 
 
 def _by_position(row, state):
-    y = family._softmax(row, state)
+    y = family.weights(row, state)
     return row.xp.where(row.xp.arange(y.shape[-1]) % 16 == 15, y * (1 + 1.2e-7), y)
 
 
 def _without_temperature(row, state):
     cold = replace(row, temperature=None)
-    return family._softmax(cold, family._state(cold))
+    return family.weights(cold, family.lift(cold))
 
 
 def _writes_to_its_input(row, state):
-    y = family._softmax(row, state)
+    y = family.weights(row, state)
     np.asarray(row.scores)[...] = 0.0
     return y
 
@@ -91,7 +90,7 @@ def _without_factor(row, cotangent):
 
 
 def _gradient_of_the_kept_only_by_product(row, cotangent):
-    y = family._softmax(row, family._state(row))
+    y = family.weights(row, family.lift(row))
     return {"x": y * (cotangent - row.xp.mean(y * cotangent, axis=row.axis, keepdims=True))}
 
 
