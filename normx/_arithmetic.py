@@ -54,9 +54,13 @@ def two_product(a: Array, b: Array, dtype: str) -> Double:
 
 def exp(xp: Any, x: Double) -> Array:
     """``exp(hi + lo)``, as accurate as the library's own exponential."""
-    e = xp.exp(x.hi)
-    # One rounding in e + e * lo; but far below, e * lo underflows and is lost.
-    return xp.where(e > _SAFE, e + e * x.lo, e * (1.0 + x.lo))
+    return nudged(xp, xp.exp(x.hi), x.lo)
+
+
+def nudged(xp: Any, y: Array, low: Array) -> Array:
+    """``y * (1 + low)`` for ``y >= 0`` and a low word, with one rounding."""
+    # Far below, y * low underflows and would be lost.
+    return xp.where(y > _SAFE, y + y * low, y * (1.0 + low))
 
 
 def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:
@@ -76,14 +80,15 @@ def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:
 
 def multiplied(xp: Any, x: Double, factor: Double, dtype: str) -> Double:
     """``x * factor`` for ``x <= 0`` and ``factor >= 0``; -inf stays, whatever the factor is."""
-    rough = x.hi * factor.hi
-    near = (rough > _NEGLIGIBLE) & (x.hi > -xp.inf)
+    finite = xp.isfinite(x.hi)
+    rough = xp.where(finite, xp.where(finite, x.hi, 0.0) * factor.hi, x.hi)
+    # Below, the exponential is 0 and the low word no longer matters.
+    near = rough > _NEGLIGIBLE
     hi = xp.where(near, x.hi, 0.0)
     product = two_product(hi, xp.where(near, factor.hi, 0.0), dtype)
     lo = product.lo + (hi * factor.lo + xp.where(near, x.lo, 0.0) * factor.hi)
     exact = near & xp.isfinite(lo)
-    far = xp.where(x.hi == -xp.inf, x.hi, rough)  # 0 * -inf is NaN
-    return Double(xp.where(exact, product.hi, far), xp.where(exact, lo, 0.0))
+    return Double(xp.where(exact, product.hi, rough), xp.where(exact, lo, 0.0))
 
 
 def quotient(xp: Any, x: Array, t: Array, dtype: str) -> Double:
@@ -93,19 +98,31 @@ def quotient(xp: Any, x: Array, t: Array, dtype: str) -> Double:
     hi = x / divisor
     product = two_product(xp.where(xp.isfinite(hi), hi, 0.0), divisor, dtype)
     lo = ((x - product.hi) - product.lo) / divisor
-    limit = xp.where((x == 0) | (t > 0), 0.0 * divisor, xp.where(x > 0, xp.inf, -xp.inf))
-    limit = xp.where(xp.isfinite(x), limit, x)
-    return Double(
-        xp.where(inside, hi, limit), xp.where(inside & xp.isfinite(lo), lo, xp.zeros_like(lo))
-    )
+    side = xp.where(x > 0, xp.full_like(hi, xp.inf), xp.where(x < 0, -xp.inf, x))
+    limit = xp.where(xp.isfinite(x) & (t > 0), 0.0, side)
+    return Double(xp.where(inside, hi, limit), xp.where(inside & xp.isfinite(lo), lo, 0.0))
 
 
-#: 1/j! as sums of two numbers, for float32 and for float64.
+def affine(xp: Any, a: Array, x: Double, b: Array, dtype: str) -> Double:
+    """``a * x + b`` in twice the precision, for values far from overflow."""
+    product = two_product(x.hi, xp.zeros_like(x.hi) + a, dtype)
+    total = two_sum(product.hi, xp.zeros_like(x.hi) + b)
+    return _renormalized(total.hi, total.lo + (product.lo + a * x.lo))
+
+
+def ratio(a: Double, b: Double, dtype: str) -> Double:
+    """``a / b`` in twice the precision, for values far from overflow."""
+    hi = a.hi / b.hi
+    product = two_product(hi, b.hi, dtype)
+    return _renormalized(hi, (((a.hi - product.hi) - product.lo) + a.lo - hi * b.lo) / b.hi)
+
+
 _TERMS = 18
 
 
 @cache
-def _reciprocal_factorials(dtype: str) -> tuple[tuple[float, float], ...]:
+def reciprocal_factorials(dtype: str) -> tuple[tuple[float, float], ...]:
+    """1/j! for the first j, each as a sum of two numbers of the dtype."""
     kind = np.dtype(dtype).type
     words = []
     for j in range(_TERMS):
@@ -124,7 +141,7 @@ def log(xp: Any, x: Array, dtype: str) -> Double:
     y = xp.log(x)
     r = y / 128.0
     e = Double(xp.zeros_like(r), xp.zeros_like(r))
-    for hi, lo in reversed(_reciprocal_factorials(dtype)):
+    for hi, lo in reversed(reciprocal_factorials(dtype)):
         p = two_product(e.hi, r, dtype)
         s = two_sum(p.hi, xp.full_like(r, hi))
         e = _renormalized(s.hi, s.lo + (p.lo + e.lo * r) + lo)

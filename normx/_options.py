@@ -31,18 +31,9 @@ class Option:
     text: str
 
 
-class SharedOptions(TypedDict, total=False):
-    """Options of every function."""
+class CommonOptions(TypedDict, total=False):
+    """Options of every function, but for the mask."""
 
-    where: Annotated[
-        ArrayLike | None,
-        Option(
-            None,
-            "array of bool, optional",
-            "Broadcastable against `x`; True takes part. Entries left out have no effect, "
-            "whatever they hold, and receive gradient exactly 0.",
-        ),
-    ]
     dtype: Annotated[
         Any,
         Option(None, "dtype, optional", "Floating dtype of the result; that of `x` by default."),
@@ -57,8 +48,22 @@ class SharedOptions(TypedDict, total=False):
     ]
 
 
-class RowOptions(SharedOptions, total=False):
-    """Options of every row normalizer."""
+class SharedOptions(CommonOptions, total=False):
+    """Options of every function."""
+
+    where: Annotated[
+        ArrayLike | None,
+        Option(
+            None,
+            "array of bool, optional",
+            "Broadcastable against `x`; True takes part. Entries left out have no effect, "
+            "whatever they hold, and receive gradient exactly 0.",
+        ),
+    ]
+
+
+class FilledOptions(CommonOptions, total=False):
+    """Options of the row normalizers whose mask is a keyword of their own."""
 
     temperature: Annotated[
         ArrayLike,
@@ -96,6 +101,10 @@ class RowOptions(SharedOptions, total=False):
     ]
 
 
+class RowOptions(SharedOptions, FilledOptions, total=False):
+    """Options of every row normalizer."""
+
+
 _AXIS = Option(
     None,
     "int, tuple of int, or None",
@@ -107,6 +116,24 @@ _X = Option(
     "Scores: an array of any array-API library, or a list or number (taken as NumPy's). "
     "float16, bfloat16, float32 and float64 keep their dtype; integers and booleans are cast to "
     "the library's default floating dtype first.",
+)
+
+
+_RETURNS = """array
+    Of the library, shape and floating dtype of `x`."""
+
+_RAISES = """TypeError
+    If an argument is of the wrong kind, or an explicit `backend` cannot take `x`.
+ValueError
+    If an argument has a wrong value or shape.
+numpy.exceptions.AxisError
+    If `axis` does not exist or is repeated; both a ValueError and an IndexError."""
+
+_N = Option(
+    None,
+    "float or array, optional",
+    "The length of a row, at least 1; an array has size 1 along `axis`. By default the number of "
+    "entries that take part: those kept by `where`, with a score above -inf.",
 )
 
 
@@ -126,6 +153,7 @@ def signature_with(function: Callable[..., Any], options: type) -> inspect.Signa
             name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hints[name]
         )
         for name, option in options_of(options).items()
+        if name not in own.parameters
     ]
     return own.replace(parameters=parameters)
 
@@ -138,16 +166,22 @@ def _entry(name: str, option: Option) -> str:
 def described(function: Callable[..., Any], options: type, papers: tuple[Paper, ...]) -> str:
     """The docstring of `function` with what all functions share filled in.
 
-    ``{x}``, ``{axis}`` and ``{options}`` stand for the parameters' entries and
-    ``{papers}`` for the references.
+    ``{x}``, ``{axis}``, ``{n}`` and ``{options}`` stand for the parameters' entries,
+    ``{returns}`` and ``{raises}`` for these sections, ``{papers}`` for the references.
     """
-    shared = "\n".join(_entry(name, option) for name, option in options_of(options).items())
+    own = inspect.signature(function).parameters
+    shared = "\n".join(
+        _entry(name, option) for name, option in options_of(options).items() if name not in own
+    )
     references = "\n".join(f".. [{i}] {paper}" for i, paper in enumerate(papers, 1))
     doc = inspect.cleandoc(function.__doc__ or "")
     for mark, text in (
         ("{x}", _entry("x", _X)),
         ("{axis}", _entry("axis", _AXIS)),
+        ("{n}", _entry("n", _N)),
         ("{options}", shared),
+        ("{returns}", _RETURNS),
+        ("{raises}", _RAISES),
         ("{papers}", references),
     ):
         doc = doc.replace(mark, text.rstrip("\n"))

@@ -218,22 +218,8 @@ def prepare(
         With the function, the argument, what came, what was wanted and the cure.
     """
     name = record.name
-    for keyword in keywords:
-        if keyword not in record.keywords:
-            known = ", ".join(record.keywords)
-            raise TypeError(f"normx.{name}: unknown keyword `{keyword}`; known are {known}")
-    get = {key: p.default for key, p in record.keywords.items()} | dict(keywords)
-    for key, value in get.items():
-        if value is inspect.Parameter.empty:
-            raise TypeError(f"normx.{name}: the keyword `{key}` is missing; it has no default")
-
-    reason = library.check(x)
-    if reason is not None:
-        raise wrong(TypeError, name, "x", reason, "a plain array of its library")
-    if record.random:
-        reason = library.check_rng(get["rng"])
-        if reason is not None:
-            raise wrong(TypeError, name, "rng", described(get["rng"]), reason)
+    get = _keywords(record, keywords)
+    _check_arrays(record, library, x, get)
     dtype, result_dtype = _dtypes(record, library, x, get)
     specs = {p.name: p for p in (*record.parameters, TEMPERATURE) if p.name in get}
     constants: dict[str, Any] = {}
@@ -259,7 +245,7 @@ def prepare(
     out = get.get("out")
     if out is not None:
         _check_out(name, library, x, out, shape, result_dtype, library_of)
-    fixed = {constant.name: _constant(name, constant, get[constant.name]) for constant in record.constants}
+    constants_of_plan = {c.name: _constant(name, c, get[c.name]) for c in record.constants}
     expand = not axis
     plan = Plan(
         record=record,
@@ -271,7 +257,7 @@ def prepare(
         parameters=frozenset(present),
         empty=_choice(name, "empty", get.get("empty", "zero"), EMPTY),
         softcap=_softcap(name, get.get("softcap")),
-        constants=fixed,
+        constants=constants_of_plan,
         out=out is not None,
     )
     keepdims = None
@@ -286,6 +272,32 @@ def prepare(
         checks=tuple(checks),
         constants=constants,
     )
+
+
+def _keywords(record: Record, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """Every keyword of the record, with its default where none was given."""
+    for keyword in keywords:
+        if keyword not in record.keywords:
+            known = ", ".join(record.keywords)
+            raise TypeError(f"normx.{record.name}: unknown keyword `{keyword}`; known are {known}")
+    get = {key: p.default for key, p in record.keywords.items()} | dict(keywords)
+    for key, value in get.items():
+        if value is inspect.Parameter.empty:
+            raise TypeError(
+                f"normx.{record.name}: the keyword `{key}` is missing; it has no default"
+            )
+    return get
+
+
+def _check_arrays(record: Record, library: Library, x: Array, get: Mapping[str, Any]) -> None:
+    """Refuse scores, and sources of noise, that the library does not take."""
+    reason = library.check(x)
+    if reason is not None:
+        raise wrong(TypeError, record.name, "x", reason, "a plain array of its library")
+    if record.random:
+        wanted = library.check_rng(get["rng"])
+        if wanted is not None:
+            raise wrong(TypeError, record.name, "rng", described(get["rng"]), wanted)
 
 
 def _dtypes(record: Record, library: Library, x: Array, get: Mapping[str, Any]) -> tuple[str, str]:
@@ -604,8 +616,9 @@ def _choice(function: str, name: str, value: Any, known: tuple[str, ...]) -> str
 
 
 def _constant(function: str, constant: Constant, value: Any) -> Any:
+    kind: type[Exception] = ValueError
     try:
-        normal, kind = constant.normal(value), ValueError
+        normal = constant.normal(value)
     except TypeError:
         normal, kind = None, TypeError
     if normal is None:

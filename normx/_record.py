@@ -78,10 +78,10 @@ class Parameter:
         return f"above {self.above:g}" if self.above is not None else ""
 
     def allows(self, values: Any) -> Any:
-        """Whether values are in the range; NaN is in none."""
+        """Whether values are in the range, if there is one; NaN is in none."""
         if self.minimum is not None:
             return values >= self.minimum
-        return values > self.above if self.above is not None else values == values
+        return values > self.above
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +162,11 @@ class Record:
         Whether complex scores are allowed.
     negated : bool
         Whether the formula is that of the negated scores.
-    restrict : callable or None
-        ``restrict(row, **parameters)``: the row without the entries that can have no
-        mass, whatever the others are; a row of which nothing is left is empty.
+    massless : callable or None
+        ``massless(scores, **parameters)``: which scores can have no mass, whatever the
+        others are.  They are left out, so a row of nothing else is empty.
+    fills : bool
+        Whether left-out entries take the score ``fill``, and have weights.
     at_infinity : {"share", "indicator", "pointwise"}
         What becomes of a row with scores of +inf: the mass is shared among them; the
         formula of a row of ones (for +inf) and zeros; or just the formula.
@@ -195,7 +197,8 @@ class Record:
     log_space: bool
     complex: bool
     negated: bool
-    restrict: Callable[..., Any] | None
+    massless: Callable[..., Any] | None
+    fills: bool
     at_infinity: Literal["share", "indicator", "pointwise"]
     random: bool
     parameters: tuple[Parameter, ...]
@@ -276,7 +279,8 @@ _DEFAULTS: dict[str, Any] = {
     "log_space": False,
     "complex": False,
     "negated": False,
-    "restrict": None,
+    "massless": None,
+    "fills": False,
     "at_infinity": "share",
     "random": False,
     "parameters": (),
@@ -294,7 +298,8 @@ class Fields(TypedDict, total=False):
     log_space: bool
     complex: bool
     negated: bool
-    restrict: Callable[..., Any]
+    massless: Callable[..., Any]
+    fills: bool
     at_infinity: Literal["share", "indicator", "pointwise"]
     random: bool
     parameters: tuple[Parameter, ...]
@@ -312,8 +317,8 @@ def normalizer(
     **fields: Unpack[Fields],
 ) -> Callable[[F], F]:
     """Define a row normalizer; the arguments are the fields of `Record`."""
-    given = dict(apply=apply, definition=definition, papers=papers, laws=laws, kind="normalizer")
-    return _define(RowOptions, **_DEFAULTS | given | fields)
+    own = {"apply": apply, "definition": definition, "papers": papers, "laws": laws}
+    return _define(RowOptions, **_DEFAULTS | {"kind": "normalizer"} | own | fields)
 
 
 def reduction(
@@ -325,5 +330,6 @@ def reduction(
     **fields: Unpack[Fields],
 ) -> Callable[[F], F]:
     """Define a reduction of rows; the arguments are the fields of `Record`."""
-    given = dict(apply=apply, definition=definition, papers=papers, laws=laws, kind="reduction")
-    return _define(SharedOptions, **_DEFAULTS | given | {"log_space": True} | fields)
+    own = {"apply": apply, "definition": definition, "papers": papers, "laws": laws}
+    kind = {"kind": "reduction", "log_space": True}
+    return _define(SharedOptions, **_DEFAULTS | kind | own | fields)

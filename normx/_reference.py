@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
 
@@ -78,8 +79,16 @@ def row_of(
     if where is not None:
         scores = xp.where(where, scores, -xp.inf)
     row = Row(library, xp, scores, where, plan.axis, temperature, dtype)
-    if plan.record.restrict is not None:
-        row = plan.record.restrict(row, **arrays, **plan.constants)
+    if plan.record.fills and where is not None:
+        # The temperature does not apply to what is filled in.
+        fill = arrays["fill"]
+        if temperature is not None:
+            t = xp.where(xp.isfinite(temperature) & xp.isfinite(fill), temperature, 1.0)
+            fill = fill * t
+        row = replace(row, scores=xp.where(where, scores, fill))
+    if plan.record.massless is not None:
+        massless = plan.record.massless(row.tempered.hi, **arrays, **plan.constants)
+        row = row.without(massless)
     return row, arrays
 
 
@@ -122,7 +131,10 @@ def with_policies(plan: Plan, row: Row, y: Array) -> Array:
     """Left-out entries and empty rows, the same for every normalizer."""
     xp = row.xp
     zero = -xp.inf if plan.record.log_space else 0.0
-    if row.kept is not None:
+    if plan.record.at_infinity == "pointwise":  # elsewhere NaN has spread by itself
+        y = xp.where(row.present, y, zero)
+        y = xp.where(xp.isnan(row.maximum), xp.nan, y)
+    if row.kept is not None and not plan.record.fills:
         y = xp.where(row.kept, y, zero)
     if plan.empty == "zero":
         return xp.where(row.empty, zero, y)

@@ -65,10 +65,18 @@ class Row:
 
     def shared(self) -> Row:
         """The row with only the entries of +inf, made 1, where there are any."""
-        xp, x = self.xp, self.scores
-        infinite = self.maximum == xp.inf
-        limit = xp.where(x == xp.inf, 1.0, xp.where(x < xp.inf, -xp.inf, x))
-        return replace(self, scores=xp.where(infinite, limit, x))
+        return self._at_infinity(-self.xp.inf)
+
+    def indicated(self) -> Row:
+        """The row with 1 for +inf and 0 for the rest, where there is a +inf."""
+        return self._at_infinity(0.0)
+
+    def _at_infinity(self, others: float) -> Row:
+        xp, x, top = self.xp, self.scores, self.maximum
+        limit = xp.where(x == xp.inf, 1.0, xp.where(xp.isfinite(x), others, x))
+        scores = xp.where(top == xp.inf, limit, x)
+        # All of it, or an infinity beside the NaN would go on to be reckoned with.
+        return replace(self, scores=xp.where(xp.isnan(top), xp.nan, scores))
 
     @cached_property
     def present(self) -> Array:
@@ -112,7 +120,7 @@ class Row:
         relative = Double(hi, xp.where(hi > -xp.inf, lo, 0.0))
         if self.factor is not None:
             relative = arithmetic.multiplied(xp, relative, self.factor, self.dtype)
-            top = xp.where(xp.isfinite(top), top * self.factor.hi, top)
+            top = xp.where(xp.isinf(top), top, origin * self.factor.hi)
         if self.temperature is None:
             return Centred(top, relative)
         t = self.temperature

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from normx import laws
 from normx._dispatch import _arrive, library_of
@@ -17,7 +17,7 @@ Array = Any
 
 
 def vjp(
-    f: Callable[..., Any] | str, x: Any, /, **params: Any
+    f: Callable[..., Any] | str, x: Any, /, *args: Any, **params: Any
 ) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
     """Compute a function and its vector-Jacobian product.
 
@@ -27,7 +27,7 @@ def vjp(
         A function of normx, or its name.
     x : array
         As for `f`.
-    **params
+    *args, **params
         As for `f`; `out` is refused.
 
     Returns
@@ -53,10 +53,18 @@ def vjp(
     >>> pullback(normx.softmax([1.0, 0.0]))["x"].round(4)
     array([ 0.1155, -0.1155])
     """
+    own = getattr(f, "vjp", None)
+    if own is not None:  # functions that are no records bring their own
+        return cast(tuple[Any, Callable[[Any], dict[str, Any]]], own(x, *args, **params))
     record = record_of(f)
+    if args:
+        raise TypeError(f"normx.vjp: {record.name} takes one array; keywords come by name")
     library, x = _arrive(record, x)
     if params.get("out") is not None:
         raise wrong(TypeError, "vjp", "out", "given", "absent", "the result is returned")
+    again = params
+    if "rng" in params:  # the pullback is that of the same noise
+        again = {**params, "rng": library.copy_of_rng(params["rng"])}
     y = record.function(x, **params)
     shape_of_y = tuple(y.shape) if hasattr(y, "shape") else None
     prepared = prepare(record, library, x, params, library_of, keep_neutral=True)
@@ -88,7 +96,8 @@ def vjp(
             1 if i in plan.axis and record.kind == "reduction" else size
             for i, size in enumerate(plan.shape)
         )
-        scores, where, arrays = prepared.arguments(x, params)
+        drawn = {"rng": library.copy_of_rng(again["rng"])} if "rng" in again else {}
+        scores, where, arrays = prepared.arguments(x, {**again, **drawn})
         with library.quiet():
             if 0 in plan.shape:
                 shapes = {"x": x, **passed}
@@ -98,7 +107,7 @@ def vjp(
                 }
             row, own = row_of(plan, scores, where, arrays)
             cotangent = library.cast(xp.reshape(dy, form), row.dtype)
-            if record.kind == "normalizer" and row.kept is not None:
+            if record.kind == "normalizer" and row.kept is not None and not record.fills:
                 cotangent = xp.where(row.kept, cotangent, 0.0)
             cotangent = xp.where(row.empty, 0.0, cotangent)
             gradients = gradient_of(row, cotangent, **own, **plan.constants)

@@ -115,6 +115,72 @@ def monotone(f: Function, x: Rows, tolerance: float) -> None:
     assert np.all(np.diff(y, axis=-1) >= 0.0), "a larger score has a smaller weight"
 
 
+@law("A larger score never gets a larger weight.")
+def antitone(f: Function, x: Rows, tolerance: float) -> None:
+    order = np.argsort(-x, axis=-1)
+    y = np.take_along_axis(np.asarray(f(x), np.float64), order, axis=-1)
+    assert np.all(np.diff(y, axis=-1) >= 0.0), "a larger score has a larger weight"
+
+
+@law("The weights of a row sum to at most one.")
+def sums_to_at_most_one(f: Function, x: Rows, tolerance: float) -> None:
+    total = np.sum(np.asarray(f(x), np.float64), axis=-1)
+    assert np.all(total <= 1.0 + 4 * tolerance), f"a row sums to {total.max()}"
+
+
+@law("No weight is negative.")
+def non_negative(f: Function, x: Rows, tolerance: float) -> None:
+    y = np.asarray(f(x), np.float64)
+    assert np.all(y >= 0.0), f"a weight of {y.min()}"
+
+
+@law("No weight is zero.")
+def positive(f: Function, x: Rows, tolerance: float) -> None:
+    assert np.all(np.asarray(f(np.clip(x, -8, 8))) > 0.0), "a weight of 0"
+
+
+@law("Scores below the others' by enough weigh exactly zero.")
+def exact_zeros(f: Function, x: Rows, tolerance: float) -> None:
+    y = np.asarray(f(np.concatenate([np.abs(x) + 1.0, -np.abs(x) - 9.0], axis=-1)))
+    assert np.all(y[:, x.shape[-1] :] == 0.0), "a weight where a zero was wanted"
+
+
+@law("Multiplying the scores of a row by a positive number changes nothing.")
+def scale_invariant(f: Function, x: Rows, tolerance: float) -> None:
+    for factor in (8.0, 2.0**-9):  # exact, so the scores lose nothing
+        _close(f(x * factor), f(x), 2 * tolerance)
+
+
+@law("Changing the sign of scores changes nothing.")
+def even(f: Function, x: Rows, tolerance: float) -> None:
+    signs = np.where(np.arange(x.shape[-1]) % 2 == 0, 1.0, -1.0)
+    _close(f(x * signs), f(x), 2 * tolerance)
+
+
+@law("The entropy is at most that of the softmax.")
+def never_flatter(f: Function, x: Rows, tolerance: float) -> None:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    before, after = (
+        -np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0)), 0.0), axis=-1)
+        for p in (e / e.sum(axis=-1, keepdims=True), np.asarray(f(x), np.float64))
+    )
+    assert np.all(after <= before + tolerance * np.log(x.shape[-1] + 1)), "a flatter row"
+
+
+@law("The largest score has the largest weight.")
+def keeps_the_argmax(f: Function, x: Rows, tolerance: float) -> None:
+    y = np.asarray(f(x), np.float64)
+    top = np.take_along_axis(y, np.argmax(x, axis=-1)[:, None], axis=-1)
+    assert np.all(top == y.max(axis=-1, keepdims=True)), "another entry weighs most"
+
+
+@law("The result has mean zero and variance one, unless all scores are equal.")
+def standardizes(f: Function, x: Rows, tolerance: float) -> None:
+    y = np.asarray(f(x), np.float64)
+    assert np.all(np.abs(np.mean(y, axis=-1)) <= 2 * tolerance), "a mean other than 0"
+    _close(np.mean(y * y, axis=-1), np.ones(len(y)), 4 * tolerance)
+
+
 @law("Leaving entries out equals deleting them, whatever they hold.")
 def masking_is_deleting(f: Function, x: Rows, tolerance: float) -> None:
     kept = np.arange(x.shape[-1]) % 3 != 1

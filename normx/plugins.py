@@ -15,6 +15,7 @@ a backend when it is first a candidate.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -156,6 +157,14 @@ class Library(ABC):
     def rng(self, seed: int) -> Any:
         """A source of random numbers as the library's users have them."""
         return np.random.default_rng(seed)
+
+    def copy_of_rng(self, rng: Any) -> Any:
+        """A source of the same numbers."""
+        return copy.deepcopy(rng)
+
+    def stop_gradient(self, x: Array) -> Array:
+        """`x`, as a constant to the library's own differentiation."""
+        return x
 
     def check_rng(self, rng: Any) -> str | None:
         """What is wanted as a source of random numbers; None if `rng` is one."""

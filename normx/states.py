@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from normx import _arithmetic as arithmetic
+from normx._arithmetic import Double
 from normx._row import Row
 
 Array = Any
@@ -20,9 +21,6 @@ class Monoid(Protocol):
 
     def identity(self, xp: Any, like: Array) -> Any:
         """The neutral state, shaped and typed as `like`."""
-
-    def lift(self, row: Row) -> Any:
-        """The state of a block."""
 
     def merge(self, xp: Any, a: Any, b: Any) -> Any:
         """The state of two blocks together."""
@@ -66,6 +64,129 @@ class MaxSumMonoid:
         return MaxSum(maximum, excess)
 
 
+class MaxSumMoment(NamedTuple):
+    """A `MaxSum`, and the sum of ``(x - maximum) exp(x - maximum)``: enough for the entropy."""
+
+    maximum: Array
+    excess: Array
+    moment: Array
+
+    def entropy(self, xp: Any) -> Array:
+        """Shannon entropy of the weights, in nats."""
+        excess = xp.where(self.excess == -1.0, 0.0, self.excess)
+        return xp.log1p(excess) - self.moment / (1.0 + excess)
+
+
+class MaxSumMomentMonoid:
+    """The state of a softmax and its entropy."""
+
+    def identity(self, xp: Any, like: Array) -> MaxSumMoment:
+        return MaxSumMoment(*MAX_SUM.identity(xp, like), xp.zeros_like(like))
+
+    def lift(self, row: Row) -> MaxSumMoment:
+        xp, relative = row.xp, row.centred.relative
+        finite = xp.where(relative.hi > -xp.inf, relative.hi, 0.0)
+        moment = row.sum(finite * arithmetic.exp(xp, relative))
+        return MaxSumMoment(*MAX_SUM.lift(row), moment)
+
+    def merge(self, xp: Any, a: MaxSumMoment, b: MaxSumMoment) -> MaxSumMoment:
+        whole = MAX_SUM.merge(xp, MaxSum(*a[:2]), MaxSum(*b[:2]))
+        moment = xp.zeros_like(whole.excess)
+        for part in (a, b):
+            distance = gap(xp, part.maximum, whole.maximum)
+            near = distance > -xp.inf
+            shift = xp.where(near, distance, 0.0) * (1.0 + part.excess)
+            moment = moment + xp.where(near, xp.exp(distance) * (part.moment + shift), 0.0)
+        return MaxSumMoment(*whole, moment)
+
+
+class MaxTotal(NamedTuple):
+    """Maximum of the scores, and a sum of terms, relative to the exponential of it."""
+
+    maximum: Array
+    total: Array
+
+
+class MaxTotalMonoid:
+    """The state of sums of exponentials times something; neutral is (-inf, 0)."""
+
+    def identity(self, xp: Any, like: Array) -> MaxTotal:
+        return MaxTotal(xp.full_like(like, -xp.inf), xp.zeros_like(like))
+
+    def merge(self, xp: Any, a: MaxTotal, b: MaxTotal) -> MaxTotal:
+        maximum = xp.maximum(a.maximum, b.maximum)
+        a_total = a.total * xp.exp(gap(xp, a.maximum, maximum))
+        b_total = b.total * xp.exp(gap(xp, b.maximum, maximum))
+        return MaxTotal(maximum, a_total + b_total)
+
+
+class PowerSum(NamedTuple):
+    """A scale, and the sum of terms relative to a power of it."""
+
+    scale: Array
+    total: Array
+    power: int
+
+
+class PowerSumMonoid:
+    """The state of sums of powers that must not overflow; neutral is (0, 0)."""
+
+    def identity(self, xp: Any, like: Array) -> PowerSum:
+        return PowerSum(xp.zeros_like(like), xp.zeros_like(like), 1)
+
+    def merge(self, xp: Any, a: PowerSum, b: PowerSum) -> PowerSum:
+        scale, power = xp.maximum(a.scale, b.scale), max(a.power, b.power)
+        divisor = xp.where(scale == 0, 1.0, scale)
+        parts = [part.total * (part.scale / divisor) ** power for part in (a, b)]
+        return PowerSum(scale, parts[0] + parts[1], power)
+
+
+class SumMonoid:
+    """Plain sums, of one number or several; a None says that nothing need be summed."""
+
+    def identity(self, xp: Any, like: Array) -> Array:
+        return xp.zeros_like(like)
+
+    def merge(self, xp: Any, a: Any, b: Any) -> Any:
+        return None if a is None else a + b
+
+
+class Mean(NamedTuple):
+    """How many scores there are, and their mean as a sum of two numbers."""
+
+    count: Array
+    mean: Double
+
+
+class MeanMonoid:
+    """Means of blocks and of the whole (Chan, Golub and LeVeque, 1983)."""
+
+    def identity(self, xp: Any, like: Array) -> Mean:
+        zero = xp.zeros_like(like)
+        return Mean(zero, Double(zero, zero))
+
+    def lift(self, row: Row) -> Mean:
+        xp = row.xp
+        count = xp.where(row.length == 0, 1.0, row.length)
+        origin = xp.where(xp.isfinite(row.maximum), row.maximum, 0.0)
+        distance = arithmetic.two_sum(xp.where(row.present, row.scores, origin), -origin)
+        first = row.sum(distance.hi) / count
+        left = arithmetic.two_sum(distance.hi, -first)
+        high = row.sum(xp.where(row.present, left.hi, 0.0))
+        low = row.sum(xp.where(row.present, left.lo + distance.lo, 0.0))
+        second = (high + low) / count
+        whole = arithmetic.two_sum(origin, first)
+        return Mean(row.length, arithmetic.two_sum(whole.hi, whole.lo + second))
+
+    def merge(self, xp: Any, a: Mean, b: Mean) -> Mean:
+        count = a.count + b.count
+        share = b.count / xp.where(count == 0, 1.0, count)
+        step = arithmetic.two_sum(b.mean.hi, -a.mean.hi)
+        low = a.mean.lo + share * (step.lo + b.mean.lo - a.mean.lo)
+        whole = arithmetic.two_sum(a.mean.hi, share * step.hi)
+        return Mean(count, arithmetic.two_sum(whole.hi, whole.lo + low))
+
+
 def gap(xp: Any, level: Array, maximum: Array) -> Array:
     """``level - maximum``, 0 where they are equal, infinities included."""
     equal = level == maximum
@@ -73,3 +194,8 @@ def gap(xp: Any, level: Array, maximum: Array) -> Array:
 
 
 MAX_SUM = MaxSumMonoid()
+MAX_SUM_MOMENT = MaxSumMomentMonoid()
+MAX_TOTAL = MaxTotalMonoid()
+POWER_SUM = PowerSumMonoid()
+SUM = SumMonoid()
+MEAN = MeanMonoid()

@@ -32,6 +32,11 @@ class DaskLibrary(ArrayAPILibrary):
         wanted = self.dtype(dtype)
         return x if x.dtype == wanted else x.map_blocks(_quiet_cast, wanted, dtype=wanted)
 
+    def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        # Drawn now, so that the same source gives the same numbers in any order of chunks.
+        noise = numpy_library.uniform(rng, shape, dtype, like)
+        return self.namespace().asarray(noise, chunks=like.chunks)
+
     def is_concrete(self, x: Any) -> bool:
         return False
 

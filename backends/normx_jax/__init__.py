@@ -41,6 +41,34 @@ class JaxLibrary(ArrayAPILibrary):
             raise AttributeError("float64 needs jax_enable_x64")
         return super().dtype(name)
 
+    def rng(self, seed: int) -> Any:
+        import jax
+
+        return jax.random.key(seed)
+
+    def copy_of_rng(self, rng: Any) -> Any:
+        return rng  # keys are values
+
+    def check_rng(self, rng: Any) -> str | None:
+        import jax
+
+        if isinstance(rng, jax.Array) and (
+            jax.dtypes.issubdtype(rng.dtype, jax.dtypes.prng_key) or rng.dtype == "uint32"
+        ):
+            return None
+        return "a key of jax.random"
+
+    def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        import jax
+
+        steps = jax.random.bits(rng, shape, "uint32") >> 9
+        return (steps.astype(self.dtype(dtype)) + 0.5) / 2.0**23
+
+    def stop_gradient(self, x: Any) -> Any:
+        import jax
+
+        return jax.lax.stop_gradient(x)
+
     def device(self, x: Any) -> Any:
         # A tracer has no device, and only XLA knows where it will run.
         return super().device(x) if self.is_concrete(x) else None

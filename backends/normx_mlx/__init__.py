@@ -36,6 +36,31 @@ class MLXLibrary(ArrayAPILibrary):
     def full(self, shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Any:
         return self.namespace().full(shape, value, dtype=self.dtype(dtype))
 
+    def rng(self, seed: int) -> Any:
+        import mlx.core as mx
+
+        return mx.random.key(seed)
+
+    def copy_of_rng(self, rng: Any) -> Any:
+        return rng  # keys are values
+
+    def check_rng(self, rng: Any) -> str | None:
+        import mlx.core as mx
+
+        is_key = isinstance(rng, mx.array) and rng.dtype == mx.uint32 and rng.shape == (2,)
+        return None if is_key else "a key of mlx.core.random"
+
+    def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        import mlx.core as mx
+
+        steps = mx.random.randint(0, 2**23, shape, dtype=mx.int32, key=rng)
+        return (steps.astype(self.dtype(dtype)) + 0.5) / 2.0**23
+
+    def stop_gradient(self, x: Any) -> Any:
+        import mlx.core as mx
+
+        return mx.stop_gradient(x)
+
     def from_numpy(self, x: Any) -> Any:
         # Without a dtype, float64 would become float32.
         return self.namespace().array(x, dtype=self.dtype(x.dtype.name))

@@ -34,6 +34,29 @@ class TorchLibrary(ArrayAPILibrary):
         traced = torch.compiler.is_compiling() or type(x).__name__ == "FakeTensor"
         return not (wrapped or traced or x.is_meta)
 
+    def rng(self, seed: int) -> Any:
+        import torch
+
+        return torch.Generator().manual_seed(seed)
+
+    def copy_of_rng(self, rng: Any) -> Any:
+        return rng.clone_state()
+
+    def check_rng(self, rng: Any) -> str | None:
+        import torch
+
+        return None if isinstance(rng, torch.Generator) else "a torch.Generator"
+
+    def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
+        import torch
+
+        bits = 52 if dtype == "float64" else 23
+        steps = torch.randint(0, 2**bits, shape, generator=rng, device=rng.device)
+        return ((steps.to(self.dtype(dtype)) + 0.5) / 2.0**bits).to(like.device)
+
+    def stop_gradient(self, x: Any) -> Any:
+        return x.detach()
+
     def from_numpy(self, x: Any) -> Any:
         if x.dtype.name == "bfloat16":  # torch reads NumPy's own dtypes only
             return self.cast(self.namespace().asarray(x.astype("float32")), "bfloat16")

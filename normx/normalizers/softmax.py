@@ -67,10 +67,16 @@ def _against(row: Row, state: MaxSum) -> Double:
 
 
 def weights(row: Row, state: MaxSum, *, sink: Array | None = None) -> Array:
+    """The softmax of a block, given the state of its row."""
     xp = row.xp
     state = with_sink(row, state, sink)
-    sum_ = xp.where(state.excess == -1.0, 1.0, 1.0 + state.excess)
-    return arithmetic.exp(xp, _against(row, state)) / sum_
+    one = xp.ones_like(state.excess)
+    total = arithmetic.two_sum(one, xp.where(state.excess == -1.0, 0.0, state.excess))
+    distance = _against(row, state)
+    # What rounding took off the distance and the total goes into one small correction.
+    y = xp.exp(distance.hi) / total.hi
+    low = total.lo / total.hi
+    return arithmetic.nudged(xp, y, distance.lo - xp.where(xp.isfinite(low), low, 0.0))
 
 
 def _log_softmax(row: Row, state: MaxSum, *, sink: Array | None = None) -> Array:
@@ -155,17 +161,11 @@ def softmax(
 
     Returns
     -------
-    array
-        Of the library, shape and floating dtype of `x`.
+    {returns}
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind, or an explicit `backend` cannot take `x`.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist or is repeated; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -244,12 +244,7 @@ def log_softmax(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind, or an explicit `backend` cannot take `x`.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist or is repeated; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -440,12 +435,7 @@ def logsumexp(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind, or an explicit `backend` cannot take `x`.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist or is repeated; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------

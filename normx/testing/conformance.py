@@ -66,6 +66,7 @@ def _takes(case: Case, keywords: Mapping[str, Any]) -> None:
         if keyword not in case.record.keywords:
             pytest.skip(f"{case.record.name} has no {keyword}")
     x = case.array(np.zeros((2, 3), np.float32))
+    keywords = {**case.record.example, **keywords}
     explained = normx.explain(case.record.name, x, backend=case.backend, **keywords)
     if not explained.candidates[0].taken:
         pytest.skip(f"{case.backend}: {explained.candidates[0].reason}")
@@ -334,7 +335,8 @@ def test_dtype_of_the_result(case: Case, dtype: str) -> None:
         if not case.has(wanted):
             continue
         got = case.values(x, axis=-1, dtype=wanted)
-        check(case, got, expected(case, x), wanted)
+        wide = numpy_library.cast(x, wanted) if wanted == "float64" else x
+        check(case, got, expected(case, wide), wanted)
 
 
 @only(lambda case: case.library.name != "sparse")  # integers have no -inf for what is missing
@@ -388,16 +390,22 @@ def test_gradients(case: Case) -> None:
     mask = rng.random(x.shape) < 0.7
     mask[0], mask[3] = True, False
     options: list[dict[str, Any]] = [{}, {"where": mask}]
+    always = dict(record.example)
+    if "differentiate_temperature" in record.keywords:
+        always["differentiate_temperature"] = True  # or it is no gradient of the function
     if "temperature" in record.keywords:
         options += [
             {"temperature": np.array([[0.7], [1.3], [2.0], [0.5]])},
             {"temperature": np.array([0.8]), "softcap": 3.0, "where": mask},
         ]
     for spec in record.parameters:
-        value = np.abs(rng.normal(size=x.shape if spec.shape == "elements" else (4, 2)))
+        shape = {"elements": x.shape, "along": (4, 2), "row": (4, 1)}[spec.shape]
+        value = np.abs(rng.normal(size=shape)) + 0.3
+        value = value + (spec.minimum or 0.0) + (spec.above or 0.0)
         options += [{spec.name: value}, {spec.name: value, "where": mask}]
     x_of_library = case.array(x)
-    for keywords in options:
+    for chosen in options:
+        keywords = always | chosen
         arrays = {k: case.array(v) for k, v in keywords.items() if isinstance(v, np.ndarray)}
         asked = normx.explain(record.name, x_of_library, axis=-1, **{**keywords, **arrays})
         if not asked.candidates[-1].taken:
@@ -419,10 +427,12 @@ def _check_gradient(case: Case, x: Array, keywords: dict[str, Any], rng: Any) ->
     dy = rng.normal(size=values.shape)
     finite = np.isfinite(values)
     gradients = {k: library.to_numpy(v) for k, v in pullback(case.array(dy)).items()}
-    floating = [k for k, v in keywords.items() if isinstance(v, np.ndarray) and v.dtype != bool]
-    assert set(gradients) == {"x", *floating}
+    numeric = {"temperature", *(parameter.name for parameter in record.parameters)}
+    assert set(gradients) == {"x", *(numeric & set(keywords))}
     for name, gradient in gradients.items():
         base = x if name == "x" else keywords[name]
+        if not isinstance(base, np.ndarray):
+            continue
         # Every entry moved up and down, in one call: the moved copies are further rows.
         step = 1e-5
         moves = step * np.eye(base.size).reshape(-1, *(1,) * (x.ndim - base.ndim), *base.shape)
@@ -431,10 +441,10 @@ def _check_gradient(case: Case, x: Array, keywords: dict[str, Any], rng: Any) ->
         results = f(scores, keywords if name == "x" else {**keywords, name: moved})
         with np.errstate(invalid="ignore"):
             losses = np.where(finite, results * dy, 0.0).reshape(len(moved), -1).sum(axis=-1)
-        numeric = (losses[: base.size] - losses[base.size :]).reshape(base.shape) / (2 * step)
+        slopes = (losses[: base.size] - losses[base.size :]).reshape(base.shape) / (2 * step)
         assert gradient.shape == base.shape
         np.testing.assert_allclose(
-            gradient, numeric, rtol=1e-6, atol=1e-8, err_msg=f"{name} {keywords}"
+            gradient, slopes, rtol=1e-6, atol=1e-8, err_msg=f"{name} {keywords}"
         )
-    if "where" in keywords:
+    if isinstance(keywords.get("where"), np.ndarray):
         assert np.all(gradients["x"][~keywords["where"]] == 0.0), "a left-out entry has a gradient"

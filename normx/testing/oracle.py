@@ -7,6 +7,7 @@ plainest form there is, so that the suite does not compare the library with itse
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import mpmath
 import numpy as np
 
+from normx import laws
 from normx._record import Record
 
 Array = Any
@@ -21,33 +23,56 @@ Array = Any
 _DIGITS = 400
 #: Rows up to this length are evaluated with mpmath.
 _SHORT = 512
+#: Beyond, the exponential of a long double, or a sum of them, might overflow.
+_FAR = 10_000
 
 _EXACT = SimpleNamespace(
     exp=np.frompyfunc(mpmath.exp, 1, 1),
     log=mpmath.log,
     sum=lambda x: mpmath.fsum(np.ravel(x)),
 )
-_LONG = SimpleNamespace(exp=np.exp, log=np.log, sum=np.sum)
+
+
+def _long_sum(x: Array) -> Any:
+    """Sum of long doubles, rounded once: both halves of each are summed exactly."""
+    high = np.ravel(x).astype(np.float64)
+    low = (np.ravel(x) - high).astype(np.float64)
+    total = math.fsum(high)
+    return np.longdouble(total) + np.longdouble(math.fsum([*high, *low, -total]))
+
+
+_LONG = SimpleNamespace(exp=np.exp, log=np.log, sum=_long_sum)
+
+
+#: Constants that say how a result is given, not what it is.
+_FORMS = ("keepdims", "return_sign", "hard", "differentiate_temperature")
 
 
 def _exact_numbers(values: Array) -> Array:
     exact = np.empty(np.shape(values), dtype=object)
     for index, value in enumerate(np.ravel(values).astype(np.longdouble)):
         high = float(value)
-        exact.flat[index] = mpmath.mpf(high) + mpmath.mpf(float(value - np.longdouble(high)))
-    return exact
+        low = float(value - np.longdouble(high)) if math.isfinite(high) else 0.0
+        exact.flat[index] = mpmath.mpf(high) + mpmath.mpf(low)
+    return exact if exact.ndim else exact.item()
 
 
-def _defined(record: Record, x: Array, parameters: Mapping[str, Any]) -> Array:
+def _defined(record: Record, x: Array, keywords: Mapping[str, Any]) -> Array:
     """The definition on one row of finite scores, as long doubles."""
+    names = {parameter.name for parameter in record.parameters} | {"uniform"}
+    parameters = {k: v for k, v in keywords.items() if k in names}
+    constants = {k: v for k, v in keywords.items() if k not in names}
     if x.size <= _SHORT:
         with mpmath.workdps(_DIGITS):
             exact = {k: _exact_numbers(v) for k, v in parameters.items()}
-            y = record.definition(_EXACT, _exact_numbers(x), **exact)
+            y = record.definition(_EXACT, _exact_numbers(x), **exact, **constants)
             return np.array([_long(value) for value in np.ravel(y)], np.longdouble)
-    top = np.longdouble(x.max())
-    long = {k: np.asarray(v, np.longdouble) - top for k, v in parameters.items()}
-    y = record.definition(_LONG, x.astype(np.longdouble) - top, **long)
+    # Where a shift changes nothing, the exponentials are kept in range by one.
+    invariant = laws.shift_invariant in record.laws or record.kind == "reduction"
+    far = invariant and np.abs(x).max() > _FAR
+    top = np.longdouble(x.max()) if far else np.longdouble(0)
+    long = {k: np.asarray(v, np.longdouble) - top * (k == "sink") for k, v in parameters.items()}
+    y = record.definition(_LONG, x.astype(np.longdouble) - top, **long, **constants)
     return np.ravel(y) + (top if record.kind == "reduction" else 0)
 
 
@@ -63,14 +88,20 @@ def _row(record: Record, x: Array, kept: Array, empty: str, parameters: Mapping[
     """One row with every policy."""
     zero = -np.inf if record.log_space else 0.0
     y = np.full(x.shape, zero, np.longdouble)
+    receives = kept if kept.any() else np.ones_like(kept)
+    if record.fills:
+        x, kept = np.where(kept, x, parameters["fill"]), np.ones_like(kept)
     scores = x[kept]
+    if record.massless is not None and not np.isnan(scores).any():
+        own = {k: v for k, v in parameters.items() if k == "threshold"}
+        x = np.where(record.massless(x, **own), -np.inf, x)
+        scores = x[kept]
     reduce = record.kind == "reduction"
     if np.isnan(scores).any():
         return np.array([np.nan]) if reduce else np.where(kept, np.nan, y)
     if scores.size == 0 or scores.max() == -np.inf:
         if reduce:
             return np.array([-np.inf])
-        receives = kept if kept.any() else np.ones_like(kept)
         share = 1.0 / receives.sum()
         fill = {
             "zero": zero,
@@ -81,8 +112,13 @@ def _row(record: Record, x: Array, kept: Array, empty: str, parameters: Mapping[
     limit = scores.max() == np.inf
     if limit and reduce:
         return np.array([np.inf])
-    takes_part = kept & ((x == np.inf) if limit else (x > -np.inf))
-    values = np.zeros(takes_part.sum()) if limit else x[takes_part]
+    shares = limit and record.at_infinity == "share"
+    takes_part = kept & ((x == np.inf) if shares else (x > -np.inf))
+    values = x[takes_part]
+    if shares:
+        values = np.full(values.shape, 1e4)  # far above any sink
+    elif limit and record.at_infinity == "indicator":
+        values = (values == np.inf).astype(np.longdouble)
     result = _defined(record, values, parameters)
     if reduce:
         return result
@@ -115,11 +151,19 @@ def oracle(
     -------
     array of longdouble, of shape (rows, n) or (rows,)
     """
-    # A temperature is a number of the arithmetic's dtype.
-    arithmetic = np.float64 if np.asarray(x).dtype == np.float64 else np.float32
+    # A number is one of the arithmetic's dtype.
+    arithmetic = np.float64 if np.asarray(x).dtype.itemsize == 8 else np.float32
     x = np.asarray(x).astype(np.longdouble) / np.longdouble(arithmetic(temperature))
+    if record.negated:
+        x = -x
+    given = {k: p.default for k, p in record.keywords.items()} | dict(record.example) | parameters
+    own = {c.name: given[c.name] for c in record.constants if c.name not in _FORMS}
+    for parameter in record.parameters:
+        if given[parameter.name] is not None:
+            value = np.asarray(given[parameter.name])
+            own[parameter.name] = value if value.ndim else arithmetic(value)
     kept = np.broadcast_to(True if where is None else where, x.shape)
-    rows = [_row(record, row, keep, empty, parameters) for row, keep in zip(x, kept, strict=True)]
+    rows = [_row(record, row, keep, empty, own) for row, keep in zip(x, kept, strict=True)]
     if record.kind == "reduction":
         return np.concatenate(rows) if rows else np.empty(0, np.longdouble)
     return np.stack(rows)

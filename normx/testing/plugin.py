@@ -58,6 +58,7 @@ class Case:
 
     def run(self, x: Array, /, **keywords: Any) -> Array:
         """Call the function, prove that the backend under test ran, return the library's array."""
+        keywords = {**self.record.example, **keywords}
         found = dispatch.backend(self.backend)
         assert isinstance(found, Backend)
         forced = found.use_target(self.target) if self.target else nullcontext()
@@ -116,6 +117,8 @@ def _cases(config: pytest.Config) -> Iterator[Case]:
                 f"backend {name!r} was asked for and is not usable: {found.reason}"
             )
     for record in registry().values():
+        if record.random:
+            continue  # see its own tests
         for library in _libraries(config):
             for name in library.preference:
                 if asked and name not in asked:
@@ -123,11 +126,18 @@ def _cases(config: pytest.Config) -> Iterator[Case]:
                 if name not in dispatch.backend_names():
                     continue
                 found = dispatch.backend(name)
-                if isinstance(found, Refusal):
+                if isinstance(found, Refusal) or not _computes(name, record, library):
                     continue
                 for mode in library.modes():
                     for target in found.targets() or (None,):
                         yield Case(record, library, name, mode, target)
+
+
+def _computes(backend: str, record: Record, library: Library) -> bool:
+    """Whether a backend has the function at all; see `normx.capabilities`."""
+    x = library.from_numpy(np.zeros((2, 3), np.float32))
+    asked = dispatch.explain(record.function, x, backend=backend, **record.example)
+    return asked.candidates[0].taken
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
