@@ -133,7 +133,8 @@ def capabilities() -> tuple[Capability, ...]:
             except (AttributeError, ImportError, TypeError, ValueError):
                 continue  # a dtype that the library does not have
             for record in registry().values():
-                plan = prepare(record, home, x, {}, library_of).plan
+                example = record.example_for(home)
+                plan = prepare(record, home, x, example, library_of).plan
                 for candidate in home.preference:
                     if candidate not in backend_names():
                         continue

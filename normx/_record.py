@@ -23,6 +23,7 @@ from normx._options import RowOptions, SharedOptions, described, signature_with
 
 if TYPE_CHECKING:
     from normx.laws import Law
+    from normx.plugins import Library
     from normx.states import Monoid
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -210,6 +211,10 @@ class Record:
     doc: str
     signature: inspect.Signature
     function: Callable[..., Any] = field(repr=False)
+
+    def example_for(self, library: Library) -> dict[str, Any]:
+        """Values for the keywords that have no default, for arrays of a library."""
+        return {**self.example, **({"rng": library.rng(0)} if self.random else {})}
 
     @property
     def keywords(self) -> Mapping[str, inspect.Parameter]:

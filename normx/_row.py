@@ -65,14 +65,14 @@ class Row:
 
     def shared(self) -> Row:
         """The row with only the entries of +inf, made 1, where there are any."""
-        return self._at_infinity(-self.xp.inf)
+        return self._at_infinity(-self.xp.inf, self.maximum)
 
-    def indicated(self) -> Row:
-        """The row with 1 for +inf and 0 for the rest, where there is a +inf."""
-        return self._at_infinity(0.0)
+    def indicated(self, maximum: Array) -> Row:
+        """The block with 1 for +inf and 0 for the rest, if the maximum of its row is +inf."""
+        return self._at_infinity(0.0, maximum)
 
-    def _at_infinity(self, others: float) -> Row:
-        xp, x, top = self.xp, self.scores, self.maximum
+    def _at_infinity(self, others: float, top: Array) -> Row:
+        xp, x = self.xp, self.scores
         limit = xp.where(x == xp.inf, 1.0, xp.where(xp.isfinite(x), others, x))
         scores = xp.where(top == xp.inf, limit, x)
         # All of it, or an infinity beside the NaN would go on to be reckoned with.

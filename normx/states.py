@@ -136,8 +136,7 @@ class PowerSumMonoid:
 
     def merge(self, xp: Any, a: PowerSum, b: PowerSum) -> PowerSum:
         scale, power = xp.maximum(a.scale, b.scale), max(a.power, b.power)
-        divisor = xp.where(scale == 0, 1.0, scale)
-        parts = [part.total * (part.scale / divisor) ** power for part in (a, b)]
+        parts = [part.total * share(xp, part.scale, scale) ** power for part in (a, b)]
         return PowerSum(scale, parts[0] + parts[1], power)
 
 
@@ -149,6 +148,16 @@ class SumMonoid:
 
     def merge(self, xp: Any, a: Any, b: Any) -> Any:
         return None if a is None else a + b
+
+
+class MaximumMonoid:
+    """Largest scores; neutral is -inf."""
+
+    def identity(self, xp: Any, like: Array) -> Array:
+        return xp.full_like(like, -xp.inf)
+
+    def merge(self, xp: Any, a: Array, b: Array) -> Array:
+        return xp.maximum(a, b)
 
 
 class Mean(NamedTuple):
@@ -187,6 +196,12 @@ class MeanMonoid:
         return Mean(count, arithmetic.two_sum(whole.hi, whole.lo + low))
 
 
+def share(xp: Any, scale: Array, whole: Array) -> Array:
+    """``scale / whole`` for ``0 <= scale <= whole``, 1 where they are equal, 0 and inf included."""
+    equal = scale == whole
+    return xp.where(equal, 1.0, xp.where(equal, 0.0, scale) / xp.where(equal, 1.0, whole))
+
+
 def gap(xp: Any, level: Array, maximum: Array) -> Array:
     """``level - maximum``, 0 where they are equal, infinities included."""
     equal = level == maximum
@@ -198,4 +213,5 @@ MAX_SUM_MOMENT = MaxSumMomentMonoid()
 MAX_TOTAL = MaxTotalMonoid()
 POWER_SUM = PowerSumMonoid()
 SUM = SumMonoid()
+MAXIMUM = MaximumMonoid()
 MEAN = MeanMonoid()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from normx.cli.screen import INSTALL, CommandError, no_folder
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 #: For what is only there to compare with, and for text beside the data.
 GREY = "#8A8A8A"
+FAINT = "#D9D9D9"
 INK = "#222222"
 #: A colour map of one hue direction, even to the eye and in black and white.
 MAP = "cividis"
@@ -81,7 +82,7 @@ def quiet(ax: Axes, *, grid: str = "y") -> None:
     ax.tick_params(length=0)
 
 
-def save(fig: Figure, path: Path) -> None:
+def save(fig: Figure, to: Path | IO[bytes]) -> None:
     """Write the picture."""
     with style():
-        fig.savefig(path, dpi=160, facecolor="white")
+        fig.savefig(to, dpi=160, facecolor="white")

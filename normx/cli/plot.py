@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from normx import laws
 from normx._record import Record, record_of, registry
 from normx.cli import picture, samples, screen
 
-#: The common row: scores that are evenly spaced, so that the curve is the function's shape.
-_ROW = np.linspace(-3.0, 3.0, 25)
-_LENGTHS = 2 ** np.arange(1, 15)
-_ROWS = 64
+#: The common row: scores that are evenly spaced, so that the bars are the function's shape.
+_ROW = np.linspace(-2.5, 3.0, 12)
+#: The growing rows: one score leads all others.
+_LEADER, _OTHER = 4.0, 1.0
+_LENGTHS = 2 ** np.arange(2, 13)
+#: How often a function that draws random numbers is drawn.
+_DRAWS = 64
 
 
 def record_named(name: str) -> Record:
-    """The function of that name that can be drawn from scores alone."""
-    known = {key: record for key, record in registry().items() if not samples.unknown(record)}
+    """The function of that name."""
+    known = registry()
     if name not in known:
         raise screen.allowed("function", name, known)
     return known[name]
 
 
+def keywords(record: Record, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Values for the keywords without a default; a mask leaves out every third score."""
+    given = samples.keywords(record, shape)
+    return given | {"where": np.arange(shape[-1]) % 3 != 1} if "where" in given else given
+
+
 def apply(record: Record, x: NDArray[Any]) -> NDArray[Any]:
     """The function on rows along the last axis."""
-    return np.asarray(record.function(x, axis=-1, **samples.keywords(record, x.shape)))
+    return np.asarray(record.function(x, axis=-1, **keywords(record, x.shape)))
 
 
-def draw(record: Record, path: Path) -> None:
+def draw(record: Record, to: Path | IO[bytes]) -> None:
     """Two panels."""
     fig = picture.figure(10.0, 4.3)
     with picture.style():
@@ -41,10 +51,10 @@ def draw(record: Record, path: Path) -> None:
         else:
             _weights(left, record)
             _largest(right, record)
-        summary = record.doc.strip().splitlines()[0]
+        summary = record.doc.partition("\n")[0].replace("``", "")
         paper = f"{record.papers[0]}" if record.papers else ""
-        picture.headline(fig, f"normx.{record.name}", f"{summary}\n{paper}")
-    picture.save(fig, path)
+        picture.headline(fig, f"normx.{record.name}", f"{summary}\n{paper}".rstrip())
+    picture.save(fig, to)
 
 
 def _beside(record: Record) -> Record | None:
@@ -52,15 +62,30 @@ def _beside(record: Record) -> Record | None:
     return None if record.name == "softmax" or record.log_space else record_of("softmax")
 
 
+def _label(record: Record) -> str:
+    """The name, and what was passed that could not be left to a default."""
+    given = keywords(record, (1,))
+    said = [f"{name} = {value:g}" for name, value in given.items() if isinstance(value, float)]
+    said += ["every third score left out"] * ("where" in given)
+    return f"{record.name} ({', '.join(said)})" if said else record.name
+
+
+def _quantity(record: Record) -> str:
+    if record.log_space:
+        return "log weight"
+    shares = {laws.within_unit_interval, laws.non_negative}
+    return "weight" if shares & set(record.laws) else "result"
+
+
 def _weights(ax: Any, record: Record) -> None:
-    y = apply(record, _ROW)
     other = _beside(record)
     if other is not None:
-        ax.plot(_ROW, apply(other, _ROW), "o-", ms=3, lw=1, color=picture.GREY, label="softmax")
-    ax.vlines(_ROW, min(0.0, float(np.min(y))), y, color=picture.COLOURS[0], lw=1, alpha=0.35)
-    ax.plot(_ROW, y, "o-", ms=4, lw=1.2, color=picture.COLOURS[0], label=record.name)
+        ax.bar(_ROW, apply(other, _ROW), 0.44, color=picture.FAINT, label="softmax")
+    ax.bar(_ROW, apply(record, _ROW), 0.24, color=picture.COLOURS[0], label=_label(record))
+    ax.axhline(0.0, color=picture.GREY, lw=0.8)
     if other is not None:
-        ax.legend()
+        ax.legend(loc="best")
+    ax.set_xticks(np.arange(-2, 4))
     ax.set_xlabel("score")
     ax.set_ylabel(_quantity(record))
     ax.set_title(f"On one row of {_ROW.size} evenly spaced scores")
@@ -69,31 +94,33 @@ def _weights(ax: Any, record: Record) -> None:
 
 def _largest(ax: Any, record: Record) -> None:
     other = _beside(record)
-    if other is not None:
-        ax.plot(_LENGTHS, _growth(other)[1], color=picture.GREY, lw=1, label="softmax")
-    low, middle, high = _growth(record)
-    ax.fill_between(_LENGTHS, low, high, color=picture.COLOURS[0], alpha=0.18, lw=0)
-    ax.plot(_LENGTHS, middle, "o-", ms=3, color=picture.COLOURS[0], label=record.name)
-    ax.set_xscale("log", base=2)
-    if not record.log_space and np.all(low > 0):
+    rows = _growing(record)
+    low, middle, high = _growth(record, rows)
+    if not record.log_space:
+        ax.plot(_LENGTHS, 1.0 / _LENGTHS, color=picture.GREY, lw=1, ls="--", label="1/n")
         ax.set_yscale("log")
-        uniform = 1.0 / _LENGTHS
-        ax.plot(_LENGTHS, uniform, color=picture.GREY, lw=1, ls="--", label="1/n")
-    ax.legend()
-    ax.set_xlabel("length of the row")
+    if other is not None:
+        ax.plot(_LENGTHS, _growth(other, rows)[1], color=picture.FAINT, lw=5, label="softmax")
+    if record.random:
+        name = f"quartiles of {_DRAWS} draws"
+        ax.fill_between(_LENGTHS, low, high, color=picture.COLOURS[0], alpha=0.18, lw=0, label=name)
+    ax.plot(_LENGTHS, middle, "o-", ms=3.5, color=picture.COLOURS[0], label=_label(record))
+    if not record.log_space:
+        ax.legend(loc="best")
     ax.set_ylabel(f"largest {_quantity(record)}")
-    ax.set_title(f"As the row grows ({_ROWS} rows of normal scores)")
-    picture.quiet(ax)
+    _lengths(ax, rows)
 
 
-def _quantity(record: Record) -> str:
-    return "log weight" if record.log_space else "weight"
+def _growing(record: Record) -> list[NDArray[Any]]:
+    """Rows of every length in which one score leads: is the largest, or counts as such."""
+    sign = -1.0 if record.negated else 1.0
+    rows = [np.where(np.arange(n) == 0, sign * _LEADER, sign * _OTHER) for n in _LENGTHS]
+    return [np.stack([row] * (_DRAWS if record.random else 1)) for row in rows]
 
 
-def _growth(record: Record) -> NDArray[Any]:
+def _growth(record: Record, rows: list[NDArray[Any]]) -> NDArray[Any]:
     """Quartiles of the largest result, over lengths."""
-    rng = np.random.default_rng(0)
-    largest = [apply(record, rng.standard_normal((_ROWS, int(n)))).max(axis=-1) for n in _LENGTHS]
+    largest = [apply(record, x).max(axis=-1) for x in rows]
     return np.array([np.quantile(each, (0.25, 0.5, 0.75)) for each in largest]).T
 
 
@@ -110,18 +137,19 @@ def _smooth_maximum(ax: Any, record: Record) -> None:
 
 
 def _excess(ax: Any, record: Record) -> None:
-    rng = np.random.default_rng(0)
-    above = []
-    for n in _LENGTHS:
-        x = rng.standard_normal((_ROWS, int(n)))
-        above.append(np.quantile(apply(record, x) - x.max(axis=-1), (0.25, 0.5, 0.75)))
-    low, middle, high = np.array(above).T
+    rows = _growing(record)
+    above = [apply(record, x)[0] - x.max() for x in rows]
     ax.plot(_LENGTHS, np.log(_LENGTHS), color=picture.GREY, lw=1, ls="--", label="log n")
-    ax.fill_between(_LENGTHS, low, high, color=picture.COLOURS[0], alpha=0.18, lw=0)
-    ax.plot(_LENGTHS, middle, "o-", ms=3, color=picture.COLOURS[0], label=record.name)
-    ax.set_xscale("log", base=2)
+    ax.plot(_LENGTHS, above, "o-", ms=3.5, color=picture.COLOURS[0], label=record.name)
     ax.legend()
-    ax.set_xlabel("length of the row")
     ax.set_ylabel("value above the largest score")
-    ax.set_title(f"As the row grows ({_ROWS} rows of normal scores)")
+    _lengths(ax, rows)
+
+
+def _lengths(ax: Any, rows: list[NDArray[Any]]) -> None:
+    leader, other = rows[0][0, :2]
+    ax.set_title(f"As the row grows: one score of {leader:g}, all others {other:g}")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(_LENGTHS[::2], [str(n) for n in _LENGTHS[::2]])
+    ax.set_xlabel("length n of the row")
     picture.quiet(ax)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from functools import cache
 from importlib.resources import as_file, files
 from typing import Any, NamedTuple
@@ -45,31 +44,29 @@ def table_scores() -> NDArray[np.float32]:
 def causal(shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """A mask that leaves out the keys that come after the query."""
     rows = shape[-2] if len(shape) > 1 else 1
-    return np.tril(np.ones((rows, shape[-1]), np.bool_), k=shape[-1] - rows)
-
-
-#: Values for keywords that have no default, made anew for every call.
-_REQUIRED: dict[str, Callable[[tuple[int, ...]], Any]] = {
-    "where": causal,
-    "rng": lambda shape: np.random.default_rng(0),
-    "budget": lambda shape: 2.0,
-}
+    mask = np.tril(np.ones((rows, shape[-1]), np.bool_), k=shape[-1] - rows)
+    return mask.reshape(shape[-2:])
 
 
 def required(record: Record) -> tuple[str, ...]:
     """Names of the keywords without a default."""
     return tuple(
         name
-        for name, parameter in record.signature.parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is inspect.Parameter.empty
+        for name, parameter in record.keywords.items()
+        if parameter.default is inspect.Parameter.empty
     )
 
 
 def unknown(record: Record) -> tuple[str, ...]:
-    """Required keywords that nobody here knows a value for."""
-    return tuple(name for name in required(record) if name not in _REQUIRED)
+    """Required keywords that the record has no example of."""
+    return tuple(name for name in required(record) if name not in keywords(record, (1,)))
 
 
 def keywords(record: Record, shape: tuple[int, ...]) -> dict[str, Any]:
     """Values for the required keywords of a function, for scores of that shape."""
-    return {name: _REQUIRED[name](shape) for name in required(record)}
+    values = dict(record.example)
+    if "where" in values:
+        values["where"] = causal(shape)
+    if record.random:
+        values["rng"] = np.random.default_rng(0)
+    return values

@@ -11,7 +11,7 @@ from normx._options import ArrayLike, Axis, RowOptions
 from normx._record import Paper, Parameter, Stage, flag, normalizer
 from normx._row import Row
 from normx.normalizers.scaled import N, length_of
-from normx.states import MEAN, POWER_SUM, SUM, Mean, PowerSum
+from normx.states import MAXIMUM, MEAN, POWER_SUM, SUM, Mean, PowerSum
 
 Array = Any
 ArrayT = TypeVar("ArrayT")
@@ -200,26 +200,26 @@ def _deviation(row: Row, mean: Mean) -> Array:
     return xp.where(row.present, difference.hi + (difference.lo - mean.mean.lo), 0.0)
 
 
-def _lift_mean(row: Row, *, eps: Array) -> Mean:
-    return MEAN.lift(row.indicated())
+def _lift_mean(row: Row, top: Array, *, eps: Array) -> Mean:
+    return MEAN.lift(row.indicated(top))
 
 
-def _lift_squares(row: Row, mean: Mean, *, eps: Array) -> PowerSum:
+def _lift_squares(row: Row, top: Array, mean: Mean, *, eps: Array) -> PowerSum:
     # Relative to the largest deviation, so that squares neither overflow nor vanish.
-    d = _deviation(row.indicated(), mean)
+    d = _deviation(row.indicated(top), mean)
     scale = row.xp.max(row.xp.abs(d), axis=row.axis, keepdims=True)
     ratio = d / row.xp.where(scale == 0, 1.0, scale)
     return PowerSum(scale, row.sum(ratio * ratio), 2)
 
 
-def _zscore(row: Row, mean: Mean, squares: PowerSum, *, eps: Array) -> Array:
+def _zscore(row: Row, top: Array, mean: Mean, squares: PowerSum, *, eps: Array) -> Array:
     xp = row.xp
     scale = xp.where(squares.scale == 0, 1.0, squares.scale)
     spread = xp.sqrt(squares.total / xp.where(mean.count == 0, 1.0, mean.count))
     if row.temperature is not None:
         eps = eps * row.temperature
     divisor = spread + eps / scale
-    d = _deviation(row.indicated(), mean) / scale
+    d = _deviation(row.indicated(top), mean) / scale
     return d / xp.where(divisor == 0, 1.0, divisor)
 
 
@@ -239,7 +239,11 @@ def _zscore_vjp(row: Row, cotangent: Array, *, eps: Array) -> dict[str, Array]:
 
 
 @normalizer(
-    stages=(Stage(_lift_mean, MEAN), Stage(_lift_squares, POWER_SUM)),
+    stages=(
+        Stage(lambda row, eps: row.maximum, MAXIMUM),
+        Stage(_lift_mean, MEAN),
+        Stage(_lift_squares, POWER_SUM),
+    ),
     apply=_zscore,
     definition=lambda m, x, eps: (
         (d := x - m.sum(x) / len(x)) / ((m.sum(d * d) / len(x)) ** 0.5 + eps)

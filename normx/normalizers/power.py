@@ -16,7 +16,7 @@ from normx._options import ArrayLike, Axis, RowOptions
 from normx._record import Constant, Paper, Parameter, Stage, normalizer
 from normx._row import Row
 from normx.normalizers.scaled import LENGTH, N, length_of
-from normx.states import MAX_TOTAL, POWER_SUM, MaxTotal, PowerSum
+from normx.states import MAX_TOTAL, POWER_SUM, MaxTotal, PowerSum, gap, share
 
 Array = Any
 ArrayT = TypeVar("ArrayT")
@@ -51,6 +51,11 @@ _SU = Paper(
     2022,
     "Scientific Spaces, kexue.fm/archives/9019",
 )
+
+
+def _scale(row: Row, scale: Array) -> Array:
+    """The scale of a block: infinite where it has scores of +inf, beside which others are 0."""
+    return row.xp.where(row.maximum == row.xp.inf, row.xp.inf, scale)
 
 
 def _quotient(xp: Any, part: Array, total: Array) -> Array:
@@ -116,14 +121,14 @@ def _over_scale(row: Row, order: int) -> _Taylor:
 def _taylor_lift(row: Row, *, order: int) -> PowerSum:
     limit = row.shared()
     scaled = _over_scale(limit, order)
-    return PowerSum(scaled.scale, limit.sum(scaled.terms(limit, order)), order)
+    return PowerSum(_scale(row, scaled.scale), limit.sum(scaled.terms(limit, order)), order)
 
 
 def _taylor_softmax(row: Row, state: PowerSum, *, order: int) -> Array:
     limit = row.shared()
     scaled = _over_scale(limit, order)
-    gap = (scaled.scale / state.scale) ** order
-    return _quotient(row.xp, scaled.terms(limit, order), state.total) * gap
+    part = share(row.xp, _scale(row, scaled.scale), state.scale) ** order
+    return _quotient(row.xp, scaled.terms(limit, order), state.total) * part
 
 
 def _taylor_vjp(row: Row, cotangent: Array, *, order: int) -> dict[str, Array]:
@@ -227,31 +232,32 @@ def _spherical_terms(row: Row, eps: Array) -> tuple[Array, Array]:
     scale = xp.maximum(_largest(row), root)
     # Without eps, a row of zeros is at its limit for a vanishing one: all equal.
     flat = (scale == 0) | (t == xp.inf)
-    scale = xp.where(flat, 1.0, scale)
-    u, e = xp.where(row.present, row.scores, 0.0) / scale, xp.where(flat, 0.0, root) / scale
+    divisor = xp.where(flat, 1.0, scale)
+    u, e = xp.where(row.present, row.scores, 0.0) / divisor, xp.where(flat, 0.0, root) / divisor
     terms = xp.where(flat, xp.ones_like(u), u * u + e * e)
-    return scale, xp.where(row.present, terms, 0.0)
+    return xp.where(flat, 0.0, scale), xp.where(row.present, terms, 0.0)
 
 
 def _spherical_lift(row: Row, *, eps: Array) -> PowerSum:
     limit = row.shared()
     scale, terms = _spherical_terms(limit, eps)
-    return PowerSum(scale, limit.sum(terms), 2)
+    return PowerSum(_scale(row, scale), limit.sum(terms), 2)
 
 
 def _spherical(row: Row, state: PowerSum, *, eps: Array) -> Array:
     scale, terms = _spherical_terms(row.shared(), eps)
-    return _quotient(row.xp, terms, state.total) * (scale / state.scale) ** 2
+    part = share(row.xp, _scale(row, scale), state.scale) ** 2
+    return _quotient(row.xp, terms, state.total) * part
 
 
 def _spherical_vjp(row: Row, cotangent: Array, *, eps: Array) -> dict[str, Array]:
     xp, state = row.xp, _spherical_lift(row, eps=eps)
     y = _spherical(row, state, eps=eps)
     inner = cotangent - row.sum(y * cotangent)
-    t, u = _temperature(row), xp.where(xp.isfinite(row.scores), row.scores, 0.0) / state.scale
-    share = t / state.scale
-    inner = _quotient(xp, xp.where(row.present, inner, 0.0), state.total) * share
-    return {"x": 2.0 * u * inner, "eps": row.sum(inner) * share}
+    scale = xp.where((state.scale > 0) & (state.scale < xp.inf), state.scale, 1.0)
+    u, slope = xp.where(xp.isfinite(row.scores), row.scores, 0.0) / scale, _temperature(row) / scale
+    inner = _quotient(xp, xp.where(row.present, inner, 0.0), state.total) * slope
+    return {"x": 2.0 * u * inner, "eps": row.sum(inner) * slope}
 
 
 @normalizer(
@@ -505,21 +511,23 @@ def lips_relu(
 
 
 def _squares(row: Row) -> tuple[Array, Array]:
-    xp, u = row.xp, row.scores
-    scale = xp.where(row.empty, 1.0, row.maximum)
-    ratio = xp.where(row.present, u, 0.0) / scale
-    return scale, ratio
+    """Scale, and scores relative to it; 0 where left out."""
+    xp = row.xp
+    scale = xp.where(row.empty, 0.0, row.maximum)
+    return scale, xp.where(row.present, row.scores, 0.0) / xp.where(row.empty, 1.0, scale)
 
 
 def _normalized_lift(row: Row) -> PowerSum:
     limit = row.shared()
     scale, u = _squares(limit)
-    return PowerSum(scale, limit.sum(u * u), 2)
+    return PowerSum(_scale(row, scale), limit.sum(u * u), 2)
 
 
 def _normalized(row: Row, state: PowerSum) -> Array:
     scale, u = _squares(row.shared())
-    return _quotient(row.xp, u * u, state.total) * (scale / state.scale) ** 2
+    return (
+        _quotient(row.xp, u * u, state.total) * share(row.xp, _scale(row, scale), state.scale) ** 2
+    )
 
 
 def _normalized_vjp(row: Row, cotangent: Array) -> dict[str, Array]:
@@ -609,16 +617,19 @@ def _expm1_terms(row: Row) -> Array:
 
 
 def _expm1_lift(row: Row) -> MaxTotal:
+    # The maximum is the row's own: beside an infinite one all others are nothing.
     limit = row.shared()
-    return MaxTotal(limit.centred.origin, limit.sum(_expm1_terms(limit)))
+    infinite = row.maximum == row.xp.inf
+    level = row.xp.where(infinite, row.xp.inf, limit.centred.origin)
+    return MaxTotal(level, limit.sum(_expm1_terms(limit)))
 
 
 def _expm1(row: Row, state: MaxTotal) -> Array:
     xp, limit = row.xp, row.shared()
-    level = limit.centred.origin
-    finite = xp.isfinite(level) & xp.isfinite(state.maximum)
-    gap = xp.exp(xp.where(finite, level, 0.0) - xp.where(finite, state.maximum, 0.0))
-    return _quotient(xp, _expm1_terms(limit), state.total) * gap
+    infinite = row.maximum == xp.inf
+    level = xp.where(infinite, xp.inf, limit.centred.origin)
+    part = xp.exp(gap(xp, level, state.maximum))
+    return _quotient(xp, _expm1_terms(limit), state.total) * part
 
 
 def _expm1_vjp(row: Row, cotangent: Array) -> dict[str, Array]:

@@ -16,7 +16,7 @@ from normx._arithmetic import Double
 from normx._options import ArrayLike, Axis, RowOptions
 from normx._record import Constant, Paper, Parameter, Stage, flag, normalizer
 from normx._row import Row
-from normx.normalizers.softmax import SINK, STAGES, sink_gradient, weights, with_sink
+from normx.normalizers.softmax import BRIDLE, SINK, STAGES, sink_gradient, weights, with_sink
 from normx.states import MAX_SUM, MAX_SUM_MOMENT, SUM, MaxSum, MaxSumMoment
 
 Array = Any
@@ -100,7 +100,7 @@ def scaled_softmax_vjp(
         laws.temperature_divides,
         laws.disperses,
     ),
-    papers=(),
+    papers=(BRIDLE,),
 )
 def softmin(
     x: ArrayT,
@@ -138,6 +138,10 @@ def softmin(
     -----
     It is the softmax of the negated scores, infinities included: a score of -inf
     takes the mass, and one of +inf is left out.
+
+    References
+    ----------
+    {papers}
 
     Examples
     --------
@@ -404,6 +408,12 @@ def entropy_invariant_softmax(
     See Also
     --------
     ssmax : The same with a scale to be learned; here it is ``1/log(n0)``.
+
+    Notes
+    -----
+    Rows shorter than `n0` are flattened, longer ones sharpened.  Base e instead of `n0`
+    is ``n0=numpy.e``.  The factor is carried in twice the precision, so the weights are
+    within 4 units in the last place.
 
     References
     ----------

@@ -19,7 +19,7 @@ from normx.states import MAX_SUM, MaxSum, gap
 Array = Any
 ArrayT = TypeVar("ArrayT")
 
-_BRIDLE = Paper(
+BRIDLE = Paper(
     "J. S. Bridle",
     "Probabilistic interpretation of feedforward classification network outputs",
     1990,
@@ -135,7 +135,7 @@ def _log_softmax_vjp(row: Row, cotangent: Array, *, sink: Array | None = None) -
         laws.temperature_divides,
         laws.disperses,
     ),
-    papers=(_BRIDLE, _ONLINE, _BLANCHARD),
+    papers=(BRIDLE, _ONLINE, _BLANCHARD),
 )
 def softmax(
     x: ArrayT,
@@ -213,7 +213,7 @@ def softmax(
         laws.rows_are_independent,
         laws.temperature_divides,
     ),
-    papers=(_BRIDLE, _BLANCHARD),
+    papers=(BRIDLE, _BLANCHARD),
 )
 def log_softmax(
     x: ArrayT,

@@ -136,7 +136,7 @@ def _cases(config: pytest.Config) -> Iterator[Case]:
 def _computes(backend: str, record: Record, library: Library) -> bool:
     """Whether a backend has the function at all; see `normx.capabilities`."""
     x = library.from_numpy(np.zeros((2, 3), np.float32))
-    asked = dispatch.explain(record.function, x, backend=backend, **record.example)
+    asked = dispatch.explain(record.function, x, backend=backend, **record.example_for(library))
     return asked.candidates[0].taken
 
 

@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 
 import normx
-from normx._record import registry
+from normx._libraries import numpy_library
+from normx._record import record_of, registry
 
 X = np.arange(6.0).reshape(2, 3)
 FUNCTIONS = [record.function for record in registry().values()]
 NORMALIZERS = [record.function for record in registry().values() if record.kind == "normalizer"]
+
+
+def required(f):
+    """Values for the keywords that have no default."""
+    return record_of(f).example_for(numpy_library)
 
 
 @pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__)
@@ -17,7 +23,7 @@ def test_axis_out_of_range(f, axis):
     with pytest.raises(
         IndexError, match=rf"normx.{f.__name__}: `axis` must be between -2 and 1"
     ) as caught:
-        f(X, axis=axis)
+        f(X, axis=axis, **required(f))
     assert isinstance(caught.value, ValueError)
 
 
@@ -25,7 +31,7 @@ def test_axis_out_of_range(f, axis):
 @pytest.mark.parametrize("axis", [(0, 0), (1, -1)])
 def test_axis_named_twice(f, axis):
     with pytest.raises(ValueError, match=r"`axis` must name each axis once"):
-        f(X, axis=axis)
+        f(X, axis=axis, **required(f))
 
 
 @pytest.mark.parametrize("axis", ["0", 1.0, True, [0]])
