@@ -204,7 +204,7 @@ def min_deps(session: nox.Session) -> None:
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    session.install(project(), *group("docs"))
+    session.install(project("cli", "plot"), *group("docs"))
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 

@@ -31,11 +31,11 @@ SHAPES = {
     "elements": "broadcast against the scores",
 }
 
-#: What becomes of scores of +inf, in the words of `Record.at_infinity`.
+#: What becomes of scores at the end that a function prefers, in words, by `Record.at_infinity`.
 AT_INFINITY = {
-    "share": "Scores of +inf share the mass.",
-    "indicator": "With +inf in it, a row is that of ones (for +inf) and zeros.",
-    "pointwise": "Scores of +inf go into the formula as they are.",
+    "share": "Scores of {top} share the mass",
+    "indicator": "With {top} in it, a row is taken as one of ones (for {top}) and zeros",
+    "pointwise": "Scores of {top} go into the formula as they are",
 }
 
 #: The rows of the table of edge cases; None stands for a score that `where` leaves out.
@@ -44,7 +44,8 @@ CASES: dict[str, tuple[float | None, ...]] = {
     "NaN": (1, np.nan, 3, -1),
     "+inf": (np.inf, 2, np.inf, -1),
     "-inf": (1, 2, 3, -np.inf),
-    "empty: nothing above -inf": (-np.inf,) * 4,
+    "only +inf": (np.inf,) * 4,
+    "only -inf": (-np.inf,) * 4,
     "one entry": (2,),
     "equal scores": (1, 1, 1, 1),
     "one left out by ``where``": (1, 2, None, -1),
@@ -80,7 +81,7 @@ def numbers(values: Any) -> str:
 def call(record: Record, row: tuple[float | None, ...]) -> Any:
     """Compute a function of one row."""
     kept = np.asarray([score is not None for score in row])
-    x = np.asarray([0.0 if score is None else score for score in row])
+    x = np.asarray([np.nan if score is None else score for score in row])
     keywords = samples.keywords(record, x.shape)
     if not kept.all():
         keywords["where"] = kept
@@ -95,12 +96,20 @@ def edge_cases(record: Record) -> list[str]:
     return [
         heading("Edge cases", "-"),
         f"{how}; passed: {', '.join(passed)}.\n" if passed else f"{how}.\n",
-        f"{AT_INFINITY[record.at_infinity]}\n" if record.kind == "normalizer" else "",
+        at_infinity(record) if record.kind == "normalizer" else "",
         table(
             ("row", "scores", "result"),
             [(name, numbers(row), numbers(call(record, row))) for name, row in CASES.items()],
         ),
     ]
+
+
+def at_infinity(record: Record) -> str:
+    """Say what infinite scores do in a row of weights."""
+    top, bottom = ("-inf", "+inf") if record.negated else ("+inf", "-inf")
+    text = AT_INFINITY[record.at_infinity].format(top=top)
+    nothing = f"nothing but {bottom}{' and of scores without mass' if record.massless else ''}"
+    return f"{text}; a row of {nothing} is empty, and becomes what ``empty`` says.\n"
 
 
 def has_gradient(record: Record, parameter: Parameter) -> bool:
@@ -128,7 +137,7 @@ def gradient(record: Record) -> list[str]:
     given += [name for name, moves in moving.items() if moves]
     text = f":func:`normx.vjp` with ``normx.{record.name}`` gives the gradient of the scores"
     if given:
-        text += f", and of {listed(given)} where passed"
+        text += f", and of {listed(given)} if passed"
     still = [name for name, moves in moving.items() if not moves]
     if still:
         text += f"; that of {listed(still)} is 0"

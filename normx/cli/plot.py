@@ -96,11 +96,11 @@ def _largest(ax: Any, record: Record) -> None:
     other = _beside(record)
     rows = _growing(record)
     low, middle, high = _growth(record, rows)
+    if other is not None:
+        ax.plot(_LENGTHS, _growth(other, rows)[1], color=picture.FAINT, lw=5, label="softmax")
     if not record.log_space:
         ax.plot(_LENGTHS, 1.0 / _LENGTHS, color=picture.GREY, lw=1, ls="--", label="1/n")
         ax.set_yscale("log")
-    if other is not None:
-        ax.plot(_LENGTHS, _growth(other, rows)[1], color=picture.FAINT, lw=5, label="softmax")
     if record.random:
         name = f"quartiles of {_DRAWS} draws"
         ax.fill_between(_LENGTHS, low, high, color=picture.COLOURS[0], alpha=0.18, lw=0, label=name)

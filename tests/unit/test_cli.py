@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from contextlib import nullcontext
+from io import BytesIO
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,18 @@ for _package in ("typer", "rich"):
 
 from typer.testing import CliRunner
 
-from normx.cli import algorithms, bench, bench_report, demo, homes, peers, samples, screen, timing
+from normx.cli import (
+    algorithms,
+    bench,
+    bench_report,
+    demo,
+    homes,
+    peers,
+    plot,
+    samples,
+    screen,
+    timing,
+)
 from normx.cli.app import app
 from normx.cli.exact import exact, largest_error, some_rows
 
@@ -305,6 +317,46 @@ def test_plot_is_named_after_the_function(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run("plot", "softmax")
     assert [path.name for path in tmp_path.iterdir()] == ["normx-softmax.png"]
+
+
+@pytest.mark.usefixtures("drawing")
+@pytest.mark.parametrize("name", registry())
+def test_plot_takes_every_function(name):
+    picture = BytesIO()
+    plot.draw(plot.record_named(name), picture)
+    assert len(picture.getvalue()) > 30_000
+
+
+@pytest.mark.usefixtures("drawing")
+def test_plot_is_the_same_every_time():
+    pictures = [BytesIO(), BytesIO()]
+    for picture in pictures:
+        plot.draw(record_of("gumbel_softmax"), picture)
+    assert pictures[0].getvalue() == pictures[1].getvalue()
+
+
+def test_plot_says_what_was_passed():
+    assert plot._label(record_of("softmax")) == "softmax"
+    assert plot._label(record_of("budget")).startswith("budget (budget = ")
+    assert "left out" in plot._label(record_of("masked_softmax"))
+
+
+def test_plot_leaves_out_every_third_score_where_a_mask_must_be_passed():
+    x = np.zeros((2, 6))
+    np.testing.assert_array_equal(
+        plot.apply(record_of("masked_softmax"), x), np.tile([1, 0, 1, 1, 0, 1], (2, 1)) / 4
+    )
+
+
+def test_every_required_keyword_has_a_value():
+    for record in registry().values():
+        assert not samples.unknown(record)
+        assert set(samples.required(record)) == set(samples.keywords(record, (2, 3)))
+
+
+def test_a_mask_for_samples_is_causal():
+    assert samples.causal((3,)).tolist() == [True] * 3
+    assert samples.causal((2, 3)).tolist() == [[True, True, False], [True, True, True]]
 
 
 # ----------------------------------------------------------------------- bench
