@@ -67,10 +67,11 @@ def _defined(record: Record, x: Array, keywords: Mapping[str, Any]) -> Array:
             exact = {k: _exact_numbers(v) for k, v in parameters.items()}
             y = record.definition(_EXACT, _exact_numbers(x), **exact, **constants)
             return np.array([_long(value) for value in np.ravel(y)], np.longdouble)
-    # Where a shift changes nothing, the exponentials are kept in range by one.
+    # Where a shift changes nothing, the exponentials are kept in range by one, and the logarithm
+    # of their sum near 0, where it has all its digits.
     invariant = laws.shift_invariant in record.laws or record.kind == "reduction"
-    far = invariant and np.abs(x).max() > _FAR
-    top = np.longdouble(x.max()) if far else np.longdouble(0)
+    far = record.log_space or np.abs(x).max() > _FAR
+    top = np.longdouble(x.max()) if invariant and far else np.longdouble(0)
     long = {k: np.asarray(v, np.longdouble) - top * (k == "sink") for k, v in parameters.items()}
     y = record.definition(_LONG, x.astype(np.longdouble) - top, **long, **constants)
     return np.ravel(y) + (top if record.kind == "reduction" else 0)
