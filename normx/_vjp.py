@@ -107,8 +107,8 @@ def vjp(
                 }
             row, own = row_of(plan, scores, where, arrays)
             cotangent = library.cast(xp.reshape(dy, form), row.dtype)
-            if record.kind == "normalizer" and row.kept is not None and not record.fills:
-                cotangent = xp.where(row.kept, cotangent, 0.0)
+            if record.kind == "normalizer":
+                cotangent = xp.where(row.present, cotangent, 0.0)
             cotangent = xp.where(row.empty, 0.0, cotangent)
             gradients = gradient_of(row, cotangent, **own, **plan.constants)
             gradients |= _through_options(plan, row, scores, gradients["x"])
@@ -134,7 +134,10 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
     xp = row.xp
     if row.kept is not None:
         gradient = xp.where(row.kept, gradient, 0.0)
-    gradient = xp.where(row.empty, 0.0, gradient)
+    still = row.empty
+    if plan.record.kind == "normalizer" and plan.record.at_infinity != "pointwise":
+        still = still | (row.maximum == xp.inf)  # at its limit, the row does not move
+    gradient = xp.where(still, 0.0, gradient)
     chained: dict[str, Array] = {}
     if row.temperature is not None:
         t = xp.where(row.temperature == 0, xp.inf, row.temperature)

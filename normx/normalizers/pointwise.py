@@ -205,22 +205,24 @@ def _lift_mean(row: Row, top: Array, *, eps: Array) -> Mean:
 
 
 def _lift_squares(row: Row, top: Array, mean: Mean, *, eps: Array) -> PowerSum:
-    # Relative to the largest deviation, so that squares neither overflow nor vanish.
+    # Relative to the largest deviation, so that squares neither overflow nor vanish: a constant
+    # to differentiation, because it cancels.
     d = _deviation(row.indicated(top), mean)
-    scale = row.xp.max(row.xp.abs(d), axis=row.axis, keepdims=True)
+    scale = row.library.stop_gradient(row.xp.max(row.xp.abs(d), axis=row.axis, keepdims=True))
     ratio = d / row.xp.where(scale == 0, 1.0, scale)
     return PowerSum(scale, row.sum(ratio * ratio), 2)
 
 
 def _zscore(row: Row, top: Array, mean: Mean, squares: PowerSum, *, eps: Array) -> Array:
     xp = row.xp
-    scale = xp.where(squares.scale == 0, 1.0, squares.scale)
-    spread = xp.sqrt(squares.total / xp.where(mean.count == 0, 1.0, mean.count))
+    flat = squares.total == 0  # all scores equal: the result is 0 whatever they are
+    scale = xp.where(flat, 1.0, squares.scale)
+    variance = squares.total / xp.where(mean.count == 0, 1.0, mean.count)
+    spread = xp.sqrt(xp.where(flat, 1.0, variance))
     if row.temperature is not None:
         eps = eps * row.temperature
-    divisor = spread + eps / scale
-    d = _deviation(row.indicated(top), mean) / scale
-    return d / xp.where(divisor == 0, 1.0, divisor)
+    d = _deviation(row.indicated(top), mean)
+    return xp.where(flat, 0.0, d / scale / (spread + eps / scale))
 
 
 def _zscore_vjp(row: Row, cotangent: Array, *, eps: Array) -> dict[str, Array]:
