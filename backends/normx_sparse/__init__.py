@@ -43,6 +43,8 @@ class SparseLibrary(ArrayAPILibrary):
     def unsupported(self, plan: Plan) -> str | None:
         if plan.parameters - {"temperature"} or plan.softcap or plan.empty == "uniform":
             return "a sparse array has one fill value, which these would change; pass x.todense()"
+        if plan.record.negated or plan.record.random:
+            return "what is missing is -inf here and would not be left out; pass x.todense()"
         return None
 
 

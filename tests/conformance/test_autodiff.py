@@ -73,3 +73,17 @@ def test_the_library_differentiates_through_the_formula(record, rows, option, li
     gradient, tolerance = GRADIENTS[library]
     got = gradient(lambda a, **k: record.function(a, axis=-1, **k), x, weights, keywords)
     np.testing.assert_allclose(got, pullback(weights)["x"], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("library", ["torch"])
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_second_derivatives(record, library):
+    """The gradient differentiates again, and agrees with differences of itself."""
+    torch = pytest.importorskip(library)
+    x = torch.tensor(ROWS["plain"][:, :4], requires_grad=True)
+    keywords = dict(record.example)
+    if "differentiate_temperature" in record.keywords:
+        keywords["differentiate_temperature"] = True
+    f = lambda scores: record.function(scores, axis=-1, **keywords)  # noqa: E731
+    assert torch.autograd.gradcheck(f, (x,))
+    assert torch.autograd.gradgradcheck(f, (x,))
