@@ -141,9 +141,9 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
     chained: dict[str, Array] = {}
     if row.temperature is not None:
         t = xp.where(row.temperature == 0, xp.inf, row.temperature)
-        # Infinite scores do not move with the temperature.
-        # Where a shift changes nothing the sum of the gradient is 0, and the scores may
-        # be taken relative to their maximum: their own size would drown the differences.
+        # Infinite scores do not move with the temperature.  Where a shift changes nothing
+        # the sum of the gradient is 0, and the scores may be taken relative to their maximum:
+        # their own size would drown the differences.
         invariant = laws.shift_invariant in plan.record.laws and not (
             plan.parameters - {"temperature"}
         )

@@ -237,3 +237,13 @@ def bounded_by_maximum(f: Function, x: Rows, tolerance: float) -> None:
     slack = tolerance * np.maximum(np.abs(top), 1.0)
     assert np.all(y >= top - slack), "below the largest score"
     assert np.all(y <= top + np.log(x.shape[-1]) + slack), "more than log n above the largest score"
+
+
+#: What all row normalizers have in common that take each row as a set of scores.
+OF_EVERY_ROW = (
+    permutation_equivariant,
+    masking_is_deleting,
+    equal_scores_equal_bits,
+    rows_are_independent,
+    temperature_divides,
+)

@@ -141,7 +141,7 @@ class PowerSumMonoid:
 
 
 class SumMonoid:
-    """Plain sums, of one number or several; a None says that nothing need be summed."""
+    """Plain sums; None where nothing need be summed."""
 
     def identity(self, xp: Any, like: Array) -> Array:
         return xp.zeros_like(like)

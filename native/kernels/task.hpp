@@ -51,7 +51,7 @@ struct Kernel {
 };
 
 // A thread's scratch holds one panel, and what a partial vector at its end may touch. A panel is at most eight vectors wide, and
-// two for rows of a chunk or more. 4096 rows of 4096 floats, softmax along axis 0, in ms by width in vectors: 17.4 (1), 12.6
+// four for rows of a chunk or more. 4096 rows of 4096 floats, softmax along axis 0, in ms by width in vectors: 17.4 (1), 12.6
 // (2), 9.2 (4), 8.2 (8), 7.8 (16); narrow pieces of a wide matrix leave most of the memory's bandwidth unused.
 constexpr std::int64_t panel_bytes = std::int64_t{1} << 22;
 template <class T> constexpr int max_panel = 8 * 64 / static_cast<int>(sizeof(T));

@@ -9,7 +9,8 @@ from normx import laws
 from normx._options import ArrayLike, Axis, FilledOptions, RowOptions
 from normx._record import Paper, Parameter, Stage, flag, normalizer
 from normx._row import Row
-from normx.normalizers.softmax import STAGES, sink_gradient, weights, with_sink
+from normx.normalizers.scaled import SU
+from normx.normalizers.softmax import STAGES, softmax_vjp, weights
 from normx.states import MAX_SUM, MaxSum
 
 Array = Any
@@ -35,12 +36,6 @@ _KIM = Paper(
     2023,
     "arXiv:2309.14808",
 )
-_SU = Paper(
-    "J. Su",
-    "Attention and Softmax go better together",
-    2022,
-    "Scientific Spaces, kexue.fm/archives/9019",
-)
 _JANG = Paper(
     "E. Jang, S. Gu and B. Poole",
     "Categorical Reparameterization with Gumbel-Softmax",
@@ -55,21 +50,13 @@ _MADDISON = Paper(
 )
 
 
-def softmax_vjp(row: Row, cotangent: Array) -> Array:
-    """Gradient of the scores of a softmax."""
-    y = row.xp.where(row.empty, 0.0, weights(row, MAX_SUM.lift(row)))
-    return y * (cotangent - row.sum(y * cotangent))
-
-
 def _inhibited(row: Row, state: MaxSum, *, alpha: Array) -> Array:
     return weights(row, state, sink=alpha)
 
 
 def _inhibited_vjp(row: Row, cotangent: Array, *, alpha: Array) -> dict[str, Array]:
-    state = with_sink(row, MAX_SUM.lift(row), alpha)
-    y = row.xp.where(row.empty, 0.0, weights(row, state))
-    mean = row.sum(y * cotangent)
-    return {"x": y * (cotangent - mean), "alpha": sink_gradient(row, state, alpha, mean)}
+    gradient = softmax_vjp(row, cotangent, sink=alpha)
+    return {"x": gradient["x"], "alpha": gradient["sink"]}
 
 
 @normalizer(
@@ -81,12 +68,8 @@ def _inhibited_vjp(row: Row, cotangent: Array, *, alpha: Array) -> dict[str, Arr
     laws=(
         laws.sums_to_at_most_one,
         laws.within_unit_interval,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_INHIBITED, _GONSIOR),
 )
@@ -146,8 +129,8 @@ def _masked(row: Row, state: MaxSum, *, fill: Array) -> Array:
 def _masked_vjp(row: Row, cotangent: Array, *, fill: Array) -> dict[str, Array]:
     gradient = softmax_vjp(row, cotangent)
     if row.kept is None:
-        return {"x": gradient}
-    return {"x": gradient, "fill": row.sum(row.xp.where(row.kept, 0.0, gradient))}
+        return gradient
+    return gradient | {"fill": row.sum(row.xp.where(row.kept, 0.0, gradient["x"]))}
 
 
 @normalizer(
@@ -162,12 +145,8 @@ def _masked_vjp(row: Row, cotangent: Array, *, fill: Array) -> dict[str, Array]:
         laws.sums_to_one,
         laws.within_unit_interval,
         laws.shift_invariant,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_KIM,),
 )
@@ -232,21 +211,17 @@ def _nonnegative(row: Row, state: MaxSum, *, threshold: Array) -> Array:
     stages=STAGES,
     apply=_nonnegative,
     definition=lambda m, x, threshold: m.exp(x) / m.sum(m.exp(x)),
-    vjp=lambda row, cotangent, threshold: {"x": softmax_vjp(row, cotangent)},
+    vjp=lambda row, cotangent, threshold: softmax_vjp(row, cotangent),
     massless=lambda scores, threshold: scores < threshold,
     parameters=(Parameter("threshold", shape="row"),),
     laws=(
         laws.sums_to_at_most_one,
         laws.within_unit_interval,
-        laws.permutation_equivariant,
         laws.monotone,
         laws.exact_zeros,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
-    papers=(_SU,),
+    papers=(SU,),
 )
 def nonnegative_softmax(
     x: ArrayT,
@@ -324,7 +299,7 @@ def _gumbel_lift(row: Row, *, uniform: Array, hard: bool) -> MaxSum:
     stages=(Stage(_gumbel_lift, MAX_SUM),),
     apply=_gumbel,
     definition=lambda m, x, uniform: (e := m.exp(x - m.log(-m.log(uniform)))) / m.sum(e),
-    vjp=lambda row, cotangent, uniform, hard: {"x": softmax_vjp(_noisy(row, uniform), cotangent)},
+    vjp=lambda row, cotangent, uniform, hard: softmax_vjp(_noisy(row, uniform), cotangent),
     random=True,
     constants=(flag("hard"),),
     laws=(laws.sums_to_one, laws.within_unit_interval),

@@ -131,12 +131,8 @@ def _sigmoid_definition(
     constants=(flag("normalize"),),
     laws=(
         laws.within_unit_interval,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_RAMAPURAM,),
 )
@@ -259,12 +255,8 @@ def _zscore_vjp(row: Row, cotangent: Array, *, eps: Array) -> dict[str, Array]:
         laws.shift_invariant,
         laws.scale_invariant,
         laws.standardizes,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_ZLOSS, _CHAN),
 )

@@ -15,7 +15,7 @@ from normx._arithmetic import Double
 from normx._options import ArrayLike, Axis, RowOptions
 from normx._record import Constant, Paper, Parameter, Stage, normalizer
 from normx._row import Row
-from normx.normalizers.scaled import LENGTH, N, length_of
+from normx.normalizers.scaled import LENGTH, SU, N, length_of
 from normx.states import MAX_TOTAL, POWER_SUM, MaxTotal, PowerSum, gap, share
 
 Array = Any
@@ -44,12 +44,6 @@ _HUA = Paper(
     "Transformer Quality in Linear Time",
     2022,
     "ICML 2022, arXiv:2202.10447",
-)
-_SU = Paper(
-    "J. Su",
-    "Attention and Softmax go better together",
-    2022,
-    "Scientific Spaces, kexue.fm/archives/9019",
 )
 
 
@@ -164,11 +158,7 @@ def _taylor_definition(m: Any, x: Array, order: int = 2) -> Array:
         laws.sums_to_one,
         laws.within_unit_interval,
         laws.positive,
-        laws.permutation_equivariant,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_BREBISSON, _VINCENT, _BANERJEE),
 )
@@ -273,11 +263,7 @@ def _spherical_vjp(row: Row, cotangent: Array, *, eps: Array) -> dict[str, Array
         laws.within_unit_interval,
         laws.even,
         laws.scale_invariant,
-        laws.permutation_equivariant,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_BREBISSON, _VINCENT),
 )
@@ -373,14 +359,10 @@ def _squared_relu_vjp(
     laws=(
         laws.non_negative,
         laws.exact_zeros,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
-    papers=(_HUA, _SU),
+    papers=(_HUA, SU),
 )
 def squared_relu(
     x: ArrayT,
@@ -453,14 +435,10 @@ def _lips_relu_vjp(row: Row, cotangent: Array, *, n: Array | None = None) -> dic
     laws=(
         laws.non_negative,
         laws.exact_zeros,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
-    papers=(_SU,),
+    papers=(SU,),
 )
 def lips_relu(
     x: ArrayT,
@@ -553,14 +531,10 @@ def _normalized_vjp(row: Row, cotangent: Array) -> dict[str, Array]:
         laws.within_unit_interval,
         laws.scale_invariant,
         laws.exact_zeros,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
-    papers=(_SU,),
+    papers=(SU,),
 )
 def normalized_squared_relu(
     x: ArrayT, /, *, axis: Axis = -1, **options: Unpack[RowOptions]
@@ -650,14 +624,10 @@ def _expm1_vjp(row: Row, cotangent: Array) -> dict[str, Array]:
         laws.sums_to_at_most_one,
         laws.within_unit_interval,
         laws.exact_zeros,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
-    papers=(_SU,),
+    papers=(SU,),
 )
 def expm1_relu(x: ArrayT, /, *, axis: Axis = -1, **options: Unpack[RowOptions]) -> ArrayT:
     r"""The positive part of ``exp(x) - 1`` over its sum.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from typing import Any, TypeVar, Unpack
 
 from normx import _arithmetic as arithmetic
@@ -16,7 +17,15 @@ from normx._arithmetic import Double
 from normx._options import ArrayLike, Axis, RowOptions
 from normx._record import Constant, Paper, Parameter, Stage, flag, normalizer
 from normx._row import Row
-from normx.normalizers.softmax import BRIDLE, SINK, STAGES, sink_gradient, weights, with_sink
+from normx.normalizers.softmax import (
+    BRIDLE,
+    SINK,
+    STAGES,
+    sink_gradient,
+    softmax_vjp,
+    weights,
+    with_sink,
+)
 from normx.states import MAX_SUM, MAX_SUM_MOMENT, SUM, MaxSum, MaxSumMoment
 
 Array = Any
@@ -25,7 +34,7 @@ ArrayT = TypeVar("ArrayT")
 _SSMAX = Paper(
     "K. M. Nakanishi", "Scalable-Softmax Is Superior for Attention", 2025, "arXiv:2501.19399"
 )
-_SU = Paper(
+SU = Paper(
     "J. Su",
     "Attention and Softmax go better together",
     2022,
@@ -62,10 +71,30 @@ def length_of(row: Row, count: Array | None, n: Array | None) -> Array:
     return row.xp.maximum(length + row.xp.zeros_like(row.maximum), row.xp.ones_like(row.maximum))
 
 
+def _lift_by(factor: Callable[..., Double]) -> Callable[..., MaxSum]:
+    """The lift of a softmax whose factor comes from the state of the stage before."""
+
+    def lift(row: Row, before: Any, *, sink: Array | None = None, **parameters: Any) -> MaxSum:
+        return MAX_SUM.lift(row.scaled(factor(row, before, **parameters)))
+
+    return lift
+
+
+def _apply_by(factor: Callable[..., Double]) -> Callable[..., Array]:
+    """The weights that belong to it."""
+
+    def apply(
+        row: Row, before: Any, state: MaxSum, *, sink: Array | None = None, **parameters: Any
+    ) -> Array:
+        return weights(row.scaled(factor(row, before, **parameters)), state, sink=sink)
+
+    return apply
+
+
 def scaled_softmax_vjp(
     row: Row, cotangent: Array, factor: Double, sink: Array | None
-) -> tuple[Array, Array, dict[str, Array]]:
-    """Gradients of ``softmax(c * x)`` before and after the factor c, of c, and of the sinks."""
+) -> tuple[Array, dict[str, Array]]:
+    """Gradient of ``softmax(c * x)`` in c, and those in the scores and the sinks."""
     xp, scaled = row.xp, row.scaled(factor)
     state = with_sink(scaled, MAX_SUM.lift(scaled), sink)
     y = xp.where(row.empty, 0.0, weights(scaled, state))
@@ -76,29 +105,23 @@ def scaled_softmax_vjp(
     gradient = {"x": factor.hi * inner}
     if sink is not None:
         gradient["sink"] = sink_gradient(scaled, state, sink, mean)
-    return inner, moment, gradient
+    return moment, gradient
 
 
 @normalizer(
     stages=STAGES,
     apply=weights,
     definition=lambda m, x, sink=(): m.exp(x) / (m.sum(m.exp(x)) + m.sum(m.exp(sink))),
-    vjp=lambda row, cotangent, sink=None: scaled_softmax_vjp(
-        row, cotangent, Double(row.xp.ones_like(row.maximum), 0.0 * row.maximum), sink
-    )[2],
+    vjp=softmax_vjp,
     negated=True,
     parameters=(SINK,),
     laws=(
         laws.sums_to_one,
         laws.within_unit_interval,
         laws.shift_invariant,
-        laws.permutation_equivariant,
         laws.antitone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
         laws.disperses,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(BRIDLE,),
 )
@@ -151,34 +174,11 @@ def softmin(
     """
 
 
-def _ssmax_factor(row: Row, count: Array | None, s: Array, b: Array, n: Array | None) -> Double:
+def _ssmax_factor(
+    row: Row, count: Array | None, s: Array, b: Array, n: Array | None = None
+) -> Double:
     log_n = arithmetic.log(row.xp, length_of(row, count, n), row.dtype)
     return arithmetic.affine(row.xp, s, log_n, b, row.dtype)
-
-
-def _ssmax_lift(
-    row: Row,
-    count: Array | None,
-    *,
-    s: Array,
-    b: Array,
-    n: Array | None = None,
-    sink: Array | None = None,
-) -> MaxSum:
-    return MAX_SUM.lift(row.scaled(_ssmax_factor(row, count, s, b, n)))
-
-
-def _ssmax(
-    row: Row,
-    count: Array | None,
-    state: MaxSum,
-    *,
-    s: Array,
-    b: Array,
-    n: Array | None = None,
-    sink: Array | None = None,
-) -> Array:
-    return weights(row.scaled(_ssmax_factor(row, count, s, b, n)), state, sink=sink)
 
 
 def _ssmax_vjp(
@@ -192,13 +192,13 @@ def _ssmax_vjp(
 ) -> dict[str, Array]:
     length = length_of(row, row.length, n)
     factor = _ssmax_factor(row, row.length, s, b, n)
-    _, moment, gradient = scaled_softmax_vjp(row, cotangent, factor, sink)
+    moment, gradient = scaled_softmax_vjp(row, cotangent, factor, sink)
     return gradient | {"s": row.xp.log(length) * moment, "b": moment, "n": s / length * moment}
 
 
 @normalizer(
-    stages=(LENGTH, Stage(_ssmax_lift, MAX_SUM)),
-    apply=_ssmax,
+    stages=(LENGTH, Stage(_lift_by(_ssmax_factor), MAX_SUM)),
+    apply=_apply_by(_ssmax_factor),
     definition=lambda m, x, s, b, n=None, sink=(): (
         (e := m.exp((s * m.log(x.dtype.type(len(x)) if n is None else n) + b) * x))
         / (m.sum(e) + m.sum(m.exp(sink)))
@@ -209,12 +209,8 @@ def _ssmax_vjp(
         laws.sums_to_one,
         laws.within_unit_interval,
         laws.shift_invariant,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_SSMAX,),
 )
@@ -285,7 +281,7 @@ def ssmax(
 
 
 def _invariant_factor(
-    row: Row, count: Array | None, n: Array | None, n0: Array, n_min: Array
+    row: Row, count: Array | None, n0: Array, n_min: Array, n: Array | None = None
 ) -> Double:
     xp, dtype = row.xp, row.dtype
     length = xp.maximum(length_of(row, count, n), n_min + xp.zeros_like(row.maximum))
@@ -293,31 +289,6 @@ def _invariant_factor(
     return arithmetic.ratio(
         arithmetic.log(xp, length, dtype), arithmetic.log(xp, base, dtype), dtype
     )
-
-
-def _invariant_lift(
-    row: Row,
-    count: Array | None,
-    *,
-    n0: Array,
-    n_min: Array,
-    n: Array | None = None,
-    sink: Array | None = None,
-) -> MaxSum:
-    return MAX_SUM.lift(row.scaled(_invariant_factor(row, count, n, n0, n_min)))
-
-
-def _invariant(
-    row: Row,
-    count: Array | None,
-    state: MaxSum,
-    *,
-    n0: Array,
-    n_min: Array,
-    n: Array | None = None,
-    sink: Array | None = None,
-) -> Array:
-    return weights(row.scaled(_invariant_factor(row, count, n, n0, n_min)), state, sink=sink)
 
 
 def _invariant_vjp(
@@ -330,8 +301,8 @@ def _invariant_vjp(
     sink: Array | None = None,
 ) -> dict[str, Array]:
     xp = row.xp
-    factor = _invariant_factor(row, row.length, n, n0, n_min)
-    _, moment, gradient = scaled_softmax_vjp(row, cotangent, factor, sink)
+    factor = _invariant_factor(row, row.length, n0, n_min, n)
+    moment, gradient = scaled_softmax_vjp(row, cotangent, factor, sink)
     length, log_base = length_of(row, row.length, n), xp.log(n0)
     return gradient | {
         "n": xp.where(length < n_min, 0.0, moment / (length * log_base)),
@@ -341,8 +312,8 @@ def _invariant_vjp(
 
 
 @normalizer(
-    stages=(LENGTH, Stage(_invariant_lift, MAX_SUM)),
-    apply=_invariant,
+    stages=(LENGTH, Stage(_lift_by(_invariant_factor), MAX_SUM)),
+    apply=_apply_by(_invariant_factor),
     definition=lambda m, x, n0, n_min, n=None, sink=(): (
         (e := m.exp(m.log(max(x.dtype.type(len(x)) if n is None else n, n_min)) / m.log(n0) * x))
         / (m.sum(e) + m.sum(m.exp(sink)))
@@ -358,14 +329,10 @@ def _invariant_vjp(
         laws.sums_to_one,
         laws.within_unit_interval,
         laws.shift_invariant,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
-    papers=(_SU, _CHIANG),
+    papers=(SU, _CHIANG),
 )
 def entropy_invariant_softmax(
     x: ArrayT,
@@ -461,14 +428,6 @@ def _adaptive_factor(
     return Double(factor, xp.zeros_like(factor))
 
 
-def _adaptive_lift(row: Row, first: MaxSumMoment, **constants: Any) -> MaxSum:
-    return MAX_SUM.lift(row.scaled(_adaptive_factor(row, first, **constants)))
-
-
-def _adaptive(row: Row, first: MaxSumMoment, second: MaxSum, **constants: Any) -> Array:
-    return weights(row.scaled(_adaptive_factor(row, first, **constants)), second)
-
-
 def _adaptive_definition(
     m: Any,
     x: Array,
@@ -494,7 +453,7 @@ def _adaptive_vjp(
 ) -> dict[str, Array]:
     xp, state = row.xp, MAX_SUM_MOMENT.lift(row)
     factor = _adaptive_factor(row, state, coefficients, threshold, False)
-    _, moment, gradient = scaled_softmax_vjp(row, cotangent, factor, None)
+    moment, gradient = scaled_softmax_vjp(row, cotangent, factor, None)
     if differentiate_temperature:
         entropy = state.entropy(xp)
         p = xp.where(row.empty, 0.0, weights(row, MaxSum(*state[:2])))
@@ -522,9 +481,9 @@ def _number(value: Any) -> float | None:
 @normalizer(
     stages=(
         Stage(lambda row, **constants: MAX_SUM_MOMENT.lift(row), MAX_SUM_MOMENT),
-        Stage(_adaptive_lift, MAX_SUM),
+        Stage(_lift_by(_adaptive_factor), MAX_SUM),
     ),
-    apply=_adaptive,
+    apply=_apply_by(_adaptive_factor),
     definition=_adaptive_definition,
     vjp=_adaptive_vjp,
     constants=(

@@ -96,7 +96,8 @@ def sink_gradient(row: Row, state: MaxSum, sink: Array, pull: Array) -> Array:
     return -xp.exp(gap(xp, scores, state.maximum)) / (1.0 + state.excess) * pull
 
 
-def _softmax_vjp(row: Row, cotangent: Array, *, sink: Array | None = None) -> dict[str, Array]:
+def softmax_vjp(row: Row, cotangent: Array, *, sink: Array | None = None) -> dict[str, Array]:
+    """Gradients of the scores and the sinks of a softmax."""
     state = with_sink(row, MAX_SUM.lift(row), sink)
     y = row.xp.where(row.empty, 0.0, weights(row, state))
     mean = row.sum(y * cotangent)
@@ -120,20 +121,16 @@ def _log_softmax_vjp(row: Row, cotangent: Array, *, sink: Array | None = None) -
     stages=STAGES,
     apply=weights,
     definition=lambda m, x, sink=(): m.exp(x) / (m.sum(m.exp(x)) + m.sum(m.exp(sink))),
-    vjp=_softmax_vjp,
+    vjp=softmax_vjp,
     parameters=(SINK,),
     laws=(
         laws.sums_to_one,
         laws.within_unit_interval,
         laws.shift_invariant,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
         laws.temperature_limits,
-        laws.temperature_divides,
         laws.disperses,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(BRIDLE, _ONLINE, _BLANCHARD),
 )
@@ -206,12 +203,8 @@ def softmax(
     laws=(
         laws.exponentials_sum_to_one,
         laws.shift_invariant,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(BRIDLE, _BLANCHARD),
 )

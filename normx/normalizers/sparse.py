@@ -719,13 +719,9 @@ def normmax(
     laws=(
         laws.within_unit_interval,
         laws.shift_invariant,
-        laws.permutation_equivariant,
         laws.monotone,
-        laws.masking_is_deleting,
-        laws.equal_scores_equal_bits,
-        laws.rows_are_independent,
-        laws.temperature_divides,
         laws.keeps_the_argmax,
+        *laws.OF_EVERY_ROW,
     ),
     papers=(_MALAVIYA, _BLONDEL),
 )
