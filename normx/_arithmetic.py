@@ -3,8 +3,8 @@
 A `Double` is an unevaluated sum ``hi + lo`` of two arrays.  The exponential of a
 difference of float32 numbers near -80 turns half a last place of the difference
 into forty of the result; keeping the low word keeps the result.  Nothing here
-needs a wider dtype or a fused multiply-add, so it runs the same on every library,
-compiled or not.
+needs a wider dtype or a fused multiply-add, or is spoilt by one, so it runs the same on
+every library, compiled or not.
 """
 
 from __future__ import annotations
@@ -42,13 +42,16 @@ def two_sum(a: Array, b: Array) -> Double:
     return Double(s, (a - (s - t)) + (b - t))
 
 
-def two_product(a: Array, b: Array, dtype: str) -> Double:
+def two_product(xp: Any, a: Array, b: Array, dtype: str) -> Double:
     """``a * b`` exactly (Dekker's product, for values far from overflow)."""
     splitter = _SPLITTERS[dtype]
     wide_a, wide_b = a * splitter, b * splitter
     a_hi, b_hi = wide_a - (wide_a - a), wide_b - (wide_b - b)
     a_lo, b_lo = a - a_hi, b - b_hi
     p = a * b
+    # A compiler that fuses this product into the sum it goes to would leave the low word
+    # of another product; none fuses through a selection.
+    p = xp.where(xp.isnan(p), xp.nan, p)
     return Double(p, ((a_hi * b_hi - p) + a_hi * b_lo + a_lo * b_hi) + a_lo * b_lo)
 
 
@@ -70,7 +73,7 @@ def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:
     quotient = x.hi / divisor
     # Below, the exponential is 0 and the low word no longer matters.
     near = quotient > _NEGLIGIBLE
-    product = two_product(xp.where(near, quotient, 0.0), divisor, dtype)
+    product = two_product(xp, xp.where(near, quotient, 0.0), divisor, dtype)
     remainder = (xp.where(near, x.hi, 0.0) - product.hi) - product.lo
     lo = (remainder + x.lo) / divisor
     level = (x.hi == 0) | ((t > 0) & xp.isfinite(x.hi))
@@ -85,7 +88,7 @@ def multiplied(xp: Any, x: Double, factor: Double, dtype: str) -> Double:
     # Below, the exponential is 0 and the low word no longer matters.
     near = rough > _NEGLIGIBLE
     hi = xp.where(near, x.hi, 0.0)
-    product = two_product(hi, xp.where(near, factor.hi, 0.0), dtype)
+    product = two_product(xp, hi, xp.where(near, factor.hi, 0.0), dtype)
     lo = product.lo + (hi * factor.lo + xp.where(near, x.lo, 0.0) * factor.hi)
     exact = near & xp.isfinite(lo)
     return Double(xp.where(exact, product.hi, rough), xp.where(exact, lo, 0.0))
@@ -96,7 +99,7 @@ def quotient(xp: Any, x: Array, t: Array, dtype: str) -> Double:
     inside = (t > 0) & (t < xp.inf)
     divisor = xp.where(inside, t, 1.0)
     hi = x / divisor
-    product = two_product(xp.where(xp.isfinite(hi), hi, 0.0), divisor, dtype)
+    product = two_product(xp, xp.where(xp.isfinite(hi), hi, 0.0), divisor, dtype)
     lo = ((x - product.hi) - product.lo) / divisor
     side = xp.where(x > 0, xp.full_like(hi, xp.inf), xp.where(x < 0, -xp.inf, x))
     limit = xp.where(xp.isfinite(x) & (t > 0), 0.0, side)
@@ -105,15 +108,15 @@ def quotient(xp: Any, x: Array, t: Array, dtype: str) -> Double:
 
 def affine(xp: Any, a: Array, x: Double, b: Array, dtype: str) -> Double:
     """``a * x + b`` in twice the precision, for values far from overflow."""
-    product = two_product(x.hi, xp.zeros_like(x.hi) + a, dtype)
+    product = two_product(xp, x.hi, xp.zeros_like(x.hi) + a, dtype)
     total = two_sum(product.hi, xp.zeros_like(x.hi) + b)
     return _renormalized(total.hi, total.lo + (product.lo + a * x.lo))
 
 
-def ratio(a: Double, b: Double, dtype: str) -> Double:
+def ratio(xp: Any, a: Double, b: Double, dtype: str) -> Double:
     """``a / b`` in twice the precision, for values far from overflow."""
     hi = a.hi / b.hi
-    product = two_product(hi, b.hi, dtype)
+    product = two_product(xp, hi, b.hi, dtype)
     return _renormalized(hi, (((a.hi - product.hi) - product.lo) + a.lo - hi * b.lo) / b.hi)
 
 
@@ -142,11 +145,11 @@ def log(xp: Any, x: Array, dtype: str) -> Double:
     r = y / 128.0
     e = Double(xp.zeros_like(r), xp.zeros_like(r))
     for hi, lo in reversed(reciprocal_factorials(dtype)):
-        p = two_product(e.hi, r, dtype)
+        p = two_product(xp, e.hi, r, dtype)
         s = two_sum(p.hi, xp.full_like(r, hi))
         e = _renormalized(s.hi, s.lo + (p.lo + e.lo * r) + lo)
     for _ in range(7):
-        p = two_product(e.hi, e.hi, dtype)
+        p = two_product(xp, e.hi, e.hi, dtype)
         e = _renormalized(p.hi, p.lo + 2.0 * e.hi * e.lo)
     return Double(y, ((x - e.hi) - e.lo) / x)
 

@@ -69,8 +69,8 @@ def _taylor(order: int, u: Double, delta: Array, dtype: str, xp: Any) -> Array:
     value = Double(xp.full_like(u.hi, constants[-1][0]), xp.full_like(u.hi, constants[-1][1]))
     power = delta
     for hi, lo in reversed(constants[:-1]):
-        product = arithmetic.two_product(value.hi, u.hi, dtype)
-        term = arithmetic.two_product(power, xp.full_like(power, hi), dtype)
+        product = arithmetic.two_product(xp, value.hi, u.hi, dtype)
+        term = arithmetic.two_product(xp, power, xp.full_like(power, hi), dtype)
         total = arithmetic.two_sum(product.hi, xp.zeros_like(u.hi) + term.hi)
         low = product.lo + (value.hi * u.lo + value.lo * u.hi) + (total.lo + term.lo + lo * power)
         value = arithmetic.two_sum(total.hi, low)

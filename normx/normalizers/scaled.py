@@ -287,7 +287,7 @@ def _invariant_factor(
     length = xp.maximum(length_of(row, count, n), n_min + xp.zeros_like(row.maximum))
     base = n0 + xp.zeros_like(row.maximum)
     return arithmetic.ratio(
-        arithmetic.log(xp, length, dtype), arithmetic.log(xp, base, dtype), dtype
+        xp, arithmetic.log(xp, length, dtype), arithmetic.log(xp, base, dtype), dtype
     )
 
 

@@ -96,14 +96,14 @@ def _excess(row: Row, x: Double, among: Array, total: Double) -> Array:
     """Sum of some entries less `total`, which is dealt out before: nothing large cancels."""
     xp = row.xp
     count = xp.maximum(row.count(among), xp.ones_like(total.hi))
-    share = arithmetic.ratio(total, Double(count, xp.zeros_like(count)), row.dtype)
+    share = arithmetic.ratio(xp, total, Double(count, xp.zeros_like(count)), row.dtype)
     d = arithmetic.two_sum(x.hi, -share.hi)
     lost = d.lo + (x.lo - share.lo)
     return row.sum(xp.where(among, d.hi, 0.0)) + row.sum(xp.where(among, lost, 0.0))
 
 
-def _square(x: Double, dtype: str) -> Double:
-    square = arithmetic.two_product(x.hi, x.hi, dtype)
+def _square(xp: Any, x: Double, dtype: str) -> Double:
+    square = arithmetic.two_product(xp, x.hi, x.hi, dtype)
     return Double(square.hi, square.lo + 2.0 * x.hi * x.lo)
 
 
@@ -112,7 +112,7 @@ def _raised(row: Row, base: Double, support: Array, power: Double | int) -> Doub
     xp = row.xp
     if power == 1:
         return base
-    square = _square(base, row.dtype)
+    square = _square(xp, base, row.dtype)
     if not isinstance(power, Double):
         return square
     # The low words of base and power count where the power is large or the base is small.
@@ -231,7 +231,7 @@ def _entmax_curve(row: Row, alpha: Array) -> _Curve:
     scale = xp.where(alpha == 1.0, 1.0, alpha - 1.0) + xp.zeros_like(row.maximum)
     scale = xp.minimum(scale, xp.full_like(scale, _STEEPEST))
     one = Double(xp.ones_like(scale), xp.zeros_like(scale))
-    return _Curve(scale, arithmetic.ratio(one, Double(scale, one.lo), row.dtype), scale)
+    return _Curve(scale, arithmetic.ratio(xp, one, Double(scale, one.lo), row.dtype), scale)
 
 
 def _softmax(row: Row) -> Array:
@@ -291,7 +291,7 @@ def _normmax_parts(row: Row, alpha: Array) -> tuple[_Solved, Array, Double]:
     a = alpha - 1.0 + xp.zeros_like(row.maximum)
     a = xp.minimum(a, xp.full_like(a, _STEEPEST))
     one = Double(xp.ones_like(a), xp.zeros_like(a))
-    power = arithmetic.ratio(one, Double(a, one.lo), row.dtype)
+    power = arithmetic.ratio(xp, one, Double(a, one.lo), row.dtype)
     whole = arithmetic.two_sum(power.hi, one.hi)
     curve = _Curve(1.0, Double(whole.hi, whole.lo + power.lo), a / (1.0 + a))
     solved = _solved(row, curve)
@@ -341,7 +341,7 @@ def _distances(row: Row) -> Double:
         lowest = spread * 2.0 ** -_HALVINGS[row.dtype]
         t = xp.maximum(row.temperature + xp.zeros_like(spread), lowest)
         t = xp.where(t > 0.0, xp.minimum(t, xp.full_like(t, 1e30)), 1.0)
-        z = arithmetic.ratio(z, Double(t, xp.zeros_like(t)), row.dtype)
+        z = arithmetic.ratio(xp, z, Double(t, xp.zeros_like(t)), row.dtype)
     # So far away that a last place is a whole weight, what shares a last place is a tie.
     near = xp.abs(z.hi) * float(np.finfo(row.dtype).eps) < 1.0
     return Double(z.hi, xp.where(near, z.lo, 0.0))
