@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import array_api_compat
 import numpy as np
@@ -29,9 +29,10 @@ from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan, Prepared, prepare
 from normx._record import Record, record_of
 from normx._reference import reference_backend
-from normx.plugins import Backend, Call, Library, Refusal
+from normx.plugins import Backend, Call, Library, Pullback, Refusal
 
 Array = Any
+Answer = TypeVar("Answer")
 
 #: Root modules of array types whose library has another name.
 _ALIASES = frozenset({"jaxlib"})
@@ -239,22 +240,39 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _asked(plan: Plan, explicit: str | None) -> Iterator[tuple[str, Call | Refusal]]:
+def _asked(
+    plan: Plan,
+    explicit: str | None,
+    ask: Callable[[Backend, Plan], Answer | Refusal],
+) -> Iterator[tuple[str, Answer | Refusal]]:
     """Every candidate with its answer, in order, the first one that takes the call last."""
     for name in (explicit,) if explicit is not None else plan.library.preference:
         if explicit is None and name != "reference" and name not in _plugins("normx.backends"):
             yield name, Refusal("not installed")
             continue
         found = backend(name)
-        answer = found if isinstance(found, Refusal) else found.implementation(plan)
+        answer = found if isinstance(found, Refusal) else ask(found, plan)
         yield name, answer
         if not isinstance(answer, Refusal):
             return
 
 
-def _choose(plan: Plan, explicit: str | None) -> tuple[str, Call]:
+def implementation(found: Backend, plan: Plan) -> Call | Refusal:
+    """What a backend is asked for a call."""
+    return found.implementation(plan)
+
+
+def _gradient(found: Backend, plan: Plan) -> Pullback | Refusal:
+    return found.gradient(plan)
+
+
+def _choose(
+    plan: Plan,
+    explicit: str | None,
+    ask: Callable[[Backend, Plan], Answer | Refusal],
+) -> tuple[str, Answer]:
     refused = []
-    for name, answer in _asked(plan, explicit):
+    for name, answer in _asked(plan, explicit, ask):
         if not isinstance(answer, Refusal):
             return name, answer
         refused.append(f"{name}: {answer.reason}")
@@ -266,6 +284,11 @@ def _choose(plan: Plan, explicit: str | None) -> tuple[str, Call]:
         "one that takes this call" if explicit else "an array that some backend takes",
         "leave `backend` out to let normx choose" if explicit else "",
     )
+
+
+def choose_gradient(plan: Plan, keywords: Mapping[str, Any]) -> tuple[str, Pullback]:
+    """Who computes the gradients of a call."""
+    return _choose(plan, _explicit(keywords), _gradient)
 
 
 # ------------------------------------------------------------------ trace
@@ -310,6 +333,13 @@ def trace() -> Iterator[list[Ran]]:
         _tracing.reset(token)
 
 
+def traced(function: str, backend: str, kernel: str) -> None:
+    """Tell the blocks around that something ran: "kernel__target"."""
+    name, _, target = kernel.partition("__")
+    for events in _tracing.get():
+        events.append(Ran(function, backend, name, target))
+
+
 # ------------------------------------------------------------------ calls
 
 
@@ -336,9 +366,7 @@ class _Bound(NamedTuple):
             result, kernel = self.call(x, None, None, {})
         else:
             result, kernel = self.prepared.run(self.call, x, keywords)
-        name, _, target = kernel.partition("__")
-        for events in _tracing.get():
-            events.append(Ran(self.prepared.plan.record.name, self.backend, name, target))
+        traced(self.prepared.plan.record.name, self.backend, kernel)
         return result
 
 
@@ -370,7 +398,7 @@ def _bind(record: Record, library: Library, x: Array, keywords: Mapping[str, Any
         raise wrong(ValueError, record.name, "backend", repr(explicit), f"one of {known}")
     prepared = prepare(record, library, x, keywords, library_of)
     bare = prepared.direct and not prepared.plan.out
-    return _Bound(prepared, *_choose(prepared.plan, explicit), bare)
+    return _Bound(prepared, *_choose(prepared.plan, explicit, implementation), bare)
 
 
 def entry_point(name: str) -> Callable[..., Any]:
@@ -468,7 +496,7 @@ def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanatio
     explicit = _explicit(params)
     plan = prepare(record, library, x, params, library_of).plan
     candidates = []
-    for name, answer in _asked(plan, explicit):
+    for name, answer in _asked(plan, explicit, implementation):
         if isinstance(answer, Refusal):
             candidates.append(Candidate(name, False, answer.reason))
         else:

@@ -12,6 +12,7 @@ from normx._dispatch import (
     backend,
     backend_names,
     chosen_backend,
+    implementation,
     library,
     library_names,
     library_of,
@@ -139,7 +140,7 @@ def capabilities() -> tuple[Capability, ...]:
                 for candidate in home.preference:
                     if candidate not in backend_names():
                         continue
-                    ((_, answer),) = _asked(plan, candidate)
+                    ((_, answer),) = _asked(plan, candidate, implementation)
                     supported = not isinstance(answer, Refusal)
                     reason = answer.reason if isinstance(answer, Refusal) else ""
                     rows.append(

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from normx import laws
 from normx._plan import FLOATS, Plan
 from normx._record import Record
 from normx._row import Row
-from normx.plugins import Backend, Call, Refusal
+from normx.plugins import Backend, Call, Pullback, Refusal
 
 Array = Any
 
@@ -49,6 +50,21 @@ class ReferenceBackend(Backend):
             return out, kernel
 
         return call
+
+    def gradient(self, plan: Plan) -> Pullback | Refusal:
+        reason = plan.library.unsupported(plan)
+        if reason is not None:
+            return Refusal(reason)
+        if plan.record.vjp is None:
+            return Refusal(f"{plan.record.name} has no gradient")
+        kernel = f"{plan.record.name}_formula_vjp__{plan.library.name}"
+
+        def pullback(
+            x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
+        ) -> tuple[dict[str, Array], str]:
+            return gradients_of(plan, x, where, parameters, dy), kernel
+
+        return pullback
 
 
 def row_of(
@@ -145,6 +161,57 @@ def with_policies(plan: Plan, row: Row, y: Array) -> Array:
         return xp.where(receives, xp.nan, y)
     share = 1.0 / xp.maximum(row.count(receives), xp.ones_like(row.maximum))
     return xp.where(receives, xp.log(share) if plan.record.log_space else share, y)
+
+
+def gradients_of(
+    plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
+) -> dict[str, Array]:
+    """The gradients of the scores and of the keywords that have one, by the record's formula."""
+    record, xp = plan.record, plan.library.namespace()
+    assert record.vjp is not None
+    row, own = row_of(plan, x, where, parameters)
+    kept = tuple(
+        1 if i in plan.axis and record.kind == "reduction" else size
+        for i, size in enumerate(plan.shape)
+    )
+    cotangent = plan.library.cast(xp.reshape(dy, kept), row.dtype)
+    if record.kind == "normalizer":
+        cotangent = xp.where(row.present, cotangent, 0.0)
+    cotangent = xp.where(row.empty, 0.0, cotangent)
+    gradients = record.vjp(row, cotangent, **own, **plan.constants)
+    return gradients | _through_options(plan, row, x, gradients["x"])
+
+
+def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str, Array]:
+    """The chain from the normalizer's scores back through temperature, softcap and mask."""
+    xp = row.xp
+    if row.kept is not None:
+        gradient = xp.where(row.kept, gradient, 0.0)
+    still = row.empty
+    if plan.record.kind == "normalizer" and plan.record.at_infinity != "pointwise":
+        still = still | (row.maximum == xp.inf)  # at its limit, the row does not move
+    gradient = xp.where(still, 0.0, gradient)
+    chained: dict[str, Array] = {}
+    if row.temperature is not None:
+        t = xp.where(row.temperature == 0, xp.inf, row.temperature)
+        # Infinite scores do not move with the temperature.  Where a shift changes nothing
+        # the sum of the gradient is 0, and the scores may be taken relative to their maximum:
+        # their own size would drown the differences.
+        invariant = laws.shift_invariant in plan.record.laws and not (
+            plan.parameters - {"temperature"}
+        )
+        origin = xp.where(xp.isfinite(row.maximum), row.maximum, 0.0)
+        scores = row.scores - origin if invariant else row.scores
+        moment = row.sum(gradient * xp.where(xp.isfinite(scores), scores, 0.0))
+        chained["temperature"] = -moment / t / t
+        gradient = gradient / t
+    if plan.record.negated:
+        gradient = -gradient
+    if plan.softcap is not None:
+        x = row.library.cast(x, row.dtype)
+        capped = xp.tanh((x if row.kept is None else xp.where(row.kept, x, 0.0)) / plan.softcap)
+        gradient = gradient * (1.0 - capped * capped)
+    return {"x": gradient, **chained}
 
 
 reference_backend = ReferenceBackend()

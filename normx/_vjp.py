@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-from normx import laws
-from normx._dispatch import _arrive, library_of
+from normx._dispatch import _arrive, choose_gradient, library_of, traced
 from normx._errors import described, wrong
 from normx._plan import FLOATS, INTEGERS, prepare
 from normx._record import record_of
-from normx._reference import row_of
 from normx.plugins import dtype_name
 
 Array = Any
@@ -77,9 +75,8 @@ def vjp(
             f"{record.name} with complex numbers or a sign",
             "a real function",
         )
-    gradient_of = record.vjp
-    xp = library.namespace()
     passed = {name: params[name] for name in plan.parameters if name in params}
+    by, gradient_of = choose_gradient(plan, params)
 
     def pullback(dy: Array) -> dict[str, Array]:
         home, dy = _arrive(record, dy)
@@ -92,28 +89,23 @@ def vjp(
                 described(dy),
                 f"a real array of {library.name} of shape {shape_of_y}",
             )
-        form = tuple(
-            1 if i in plan.axis and record.kind == "reduction" else size
-            for i, size in enumerate(plan.shape)
-        )
         drawn = {"rng": library.copy_of_rng(again["rng"])} if "rng" in again else {}
         scores, where, arrays = prepared.arguments(x, {**again, **drawn})
+        if 0 in plan.shape:
+            return {
+                name: library.full(tuple(getattr(v, "shape", ())), 0.0, plan.dtype, x)
+                for name, v in {"x": x, **passed}.items()
+            }
+        xp = library.namespace()
+        dy = xp.reshape(dy, plan.result_shape)
+        if dtype_name(dy.dtype) not in FLOATS:
+            dy = library.cast(dy, plan.dtype)
         with library.quiet():
-            if 0 in plan.shape:
-                shapes = {"x": x, **passed}
-                return {
-                    name: library.full(tuple(getattr(v, "shape", ())), 0.0, plan.dtype, x)
-                    for name, v in shapes.items()
-                }
-            row, own = row_of(plan, scores, where, arrays)
-            cotangent = library.cast(xp.reshape(dy, form), row.dtype)
-            if record.kind == "normalizer":
-                cotangent = xp.where(row.present, cotangent, 0.0)
-            cotangent = xp.where(row.empty, 0.0, cotangent)
-            gradients = gradient_of(row, cotangent, **own, **plan.constants)
-            gradients |= _through_options(plan, row, scores, gradients["x"])
+            gradients, kernel = gradient_of(scores, where, arrays, dy)
             # A keyword without a gradient, such as a threshold, has gradient 0.
-            gradients |= {name: 0.0 * gradients["x"] for name in passed if name not in gradients}
+            still = xp.zeros_like(gradients["x"])
+            gradients |= {name: still for name in passed if name not in gradients}
+        traced(f"vjp({record.name})", by, kernel)
         return {
             name: _shaped_as(
                 library,
@@ -127,38 +119,6 @@ def vjp(
         }
 
     return y, pullback
-
-
-def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str, Array]:
-    """The chain from the normalizer's scores back through temperature, softcap and mask."""
-    xp = row.xp
-    if row.kept is not None:
-        gradient = xp.where(row.kept, gradient, 0.0)
-    still = row.empty
-    if plan.record.kind == "normalizer" and plan.record.at_infinity != "pointwise":
-        still = still | (row.maximum == xp.inf)  # at its limit, the row does not move
-    gradient = xp.where(still, 0.0, gradient)
-    chained: dict[str, Array] = {}
-    if row.temperature is not None:
-        t = xp.where(row.temperature == 0, xp.inf, row.temperature)
-        # Infinite scores do not move with the temperature.  Where a shift changes nothing
-        # the sum of the gradient is 0, and the scores may be taken relative to their maximum:
-        # their own size would drown the differences.
-        invariant = laws.shift_invariant in plan.record.laws and not (
-            plan.parameters - {"temperature"}
-        )
-        origin = xp.where(xp.isfinite(row.maximum), row.maximum, 0.0)
-        scores = row.scores - origin if invariant else row.scores
-        moment = row.sum(gradient * xp.where(xp.isfinite(scores), scores, 0.0))
-        chained["temperature"] = -moment / t / t
-        gradient = gradient / t
-    if plan.record.negated:
-        gradient = -gradient
-    if plan.softcap is not None:
-        x = row.library.cast(x, row.dtype)
-        capped = xp.tanh((x if row.kept is None else xp.where(row.kept, x, 0.0)) / plan.softcap)
-        gradient = gradient * (1.0 - capped * capped)
-    return {"x": gradient, **chained}
 
 
 def _shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) -> Array:

@@ -27,7 +27,7 @@ import numpy as np
 if TYPE_CHECKING:
     from normx._plan import Plan
 
-__all__ = ["Backend", "Call", "Library", "Refusal", "dtype_name"]
+__all__ = ["Backend", "Call", "Library", "Pullback", "Refusal", "dtype_name"]
 
 Array = Any
 
@@ -60,6 +60,20 @@ class Call(Protocol):
         """
 
 
+class Pullback(Protocol):
+    """A backend's gradients of one plan."""
+
+    def __call__(
+        self, x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
+    ) -> tuple[dict[str, Any], str]:
+        """Compute; return the gradients by keyword, and the name of the kernel that ran.
+
+        The arguments are those of the `Call`, and the cotangent in the shape of its result.
+        Each gradient has an axis for each axis of `x`; that of a parameter has its size along
+        the reduced ones, and is not summed yet over the others.
+        """
+
+
 class Backend(ABC):
     """Who computes."""
 
@@ -72,6 +86,10 @@ class Backend(ABC):
     @abstractmethod
     def implementation(self, plan: Plan) -> Call | Refusal:
         """How it runs this plan, or why it does not."""
+
+    def gradient(self, plan: Plan) -> Pullback | Refusal:
+        """How it computes the gradients of this plan, or why it does not."""
+        return Refusal("computes no gradients")
 
     def targets(self) -> Sequence[str]:
         """The variants that can be forced here (instruction sets, say)."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from normx._dispatch import forget_plans
 from normx._plan import Plan
-from normx.plugins import Backend, Call, Refusal
+from normx.plugins import Backend, Call, Pullback, Refusal
+from normx_native import _rows
 
 _missing: str | None = None
 try:
@@ -57,14 +58,12 @@ class NativeBackend(Backend):
         if plan.library.name != "numpy":
             return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
         name = plan.record.name
-        if not any(op == name and dtype == plan.dtype for op, dtype, _ in _core.kernels()):
-            return Refusal(f"has no kernel for {name} of {plan.dtype}")
-        # What the kernels do not know; the formula does.
-        extra = sorted(plan.parameters)
-        extra += ["softcap"] * (plan.softcap is not None)
-        extra += ["return_sign"] * plan.constants.get("return_sign", False)
-        if extra:
-            return Refusal(f"its {name} has no {' and no '.join(extra)}")
+        whole = any(op == name and dtype == plan.dtype for op, dtype, _ in _core.kernels())
+        # What the kernels of their own do not know, the row programs do.
+        if not whole or plan.parameters or plan.softcap is not None or _shaped(plan):
+            if self.algorithm != "auto":
+                return Refusal(f"has no algorithms to choose from for such a {name}")
+            return _rows.forward(plan)
         run = _core.Call(
             name,
             plan.dtype,
@@ -87,6 +86,16 @@ class NativeBackend(Backend):
             return out, run(x, out, broadcast_to(where, x.shape))
 
         return call
+
+    def gradient(self, plan: Plan) -> Pullback | Refusal:
+        if plan.library.name != "numpy":
+            return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
+        return _rows.backward(plan)
+
+
+def _shaped(plan: Plan) -> bool:
+    """Whether a keyword shapes the formula; keepdims shapes the result alone."""
+    return any(value for name, value in plan.constants.items() if name != "keepdims")
 
 
 backend = NativeBackend()

@@ -1,6 +1,7 @@
 from typing import Any
 
 def kernels() -> list[tuple[str, str, str]]: ...
+def programs() -> list[tuple[str, str, str, bool]]: ...
 def targets() -> list[tuple[str, bool, bool]]: ...
 def target() -> str: ...
 def set_target(name: str) -> None: ...
@@ -20,3 +21,31 @@ class Call:
         algorithm: str = "auto",
     ) -> None: ...
     def run(self, x: Any, out: Any, where: Any = None) -> str: ...
+
+class RowsCall:
+    def __init__(
+        self,
+        program: str,
+        shape: tuple[int, ...],
+        axes: tuple[int, ...],
+        *,
+        backward: bool = False,
+        gives_up_empty: bool = False,
+        softcap: float = 0.0,
+        constants: list[float] = ...,
+    ) -> None: ...
+    def run(
+        self,
+        x: Any,
+        y: Any,
+        flag: Any,
+        *,
+        where: Any = None,
+        g: Any = None,
+        temperature: Any = None,
+        sink: Any = None,
+        parameters: list[Any] = ...,
+        dtemperature: Any = None,
+        dsink: Any = None,
+        dparameters: list[Any] = ...,
+    ) -> str: ...

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "dispatch/call.hpp"
+#include "dispatch/rows_call.hpp"
 #include "dispatch/target.hpp"
 #include "parallel/pool.hpp"
 
@@ -37,9 +38,12 @@ struct Dtype {
   const char* name;  // NumPy's
   const char* tag;   // that of kernels.def
   int type_num;      // -1: asked of ml_dtypes when it is needed
+  Storage storage;
 };
-constexpr Dtype dtypes[] = {
-    {"float32", "f32", NPY_FLOAT}, {"float64", "f64", NPY_DOUBLE}, {"float16", "f16", NPY_HALF}, {"bfloat16", "bf16", -1}};
+constexpr Dtype dtypes[] = {{"float32", "f32", NPY_FLOAT, Storage::f32},
+                            {"float64", "f64", NPY_DOUBLE, Storage::f64},
+                            {"float16", "f16", NPY_HALF, Storage::f16},
+                            {"bfloat16", "bf16", -1, Storage::bf16}};
 
 template <class F> const Dtype* find_dtype(F&& is_it) {
   const auto found = std::find_if(std::begin(dtypes), std::end(dtypes), is_it);
@@ -130,6 +134,80 @@ class PyCall {
   const bool has_where_;
 };
 
+// A call of a row program. Its arrays are given by the names of their operands; what has a value per row is an array of doubles
+// with size 1 along the reduced axes, so that NumPy's own strides say it all.
+class PyRowsCall {
+ public:
+  PyRowsCall(std::string_view program, std::vector<std::int64_t> shape, std::vector<int> axes, bool backward, bool gives_up_empty,
+             double softcap, std::vector<double> constants)
+      : call_(program, std::move(shape), std::move(axes), backward, gives_up_empty, softcap, std::move(constants)) {}
+
+  nb::str run(nb::handle x, nb::handle y, nb::handle flag, nb::handle where, nb::handle g, nb::handle temperature, nb::handle sink,
+              const std::vector<nb::object>& parameters, nb::handle dtemperature, nb::handle dsink,
+              const std::vector<nb::object>& dparameters) const {
+    if (parameters.size() > 4 || dparameters.size() > 4) throw nb::value_error("more than four parameters");
+    RowsOperand operands[operand::count];
+    Storage storage[operand::count] = {};
+    const auto take = [&](int o, nb::handle h, int type_num, const char* name) {
+      if (h.is_none()) return;
+      operands[o] = of(h, type_num, name);
+      if (type_num < 0) storage[o] = storage_of(h, name);
+    };
+    take(operand::x, x, -1, "x");
+    take(operand::y, y, -1, "y");
+    take(operand::g, g, -1, "g");
+    take(operand::where, where, NPY_BOOL, "where");
+    take(operand::flag, flag, NPY_BOOL, "flag");
+    take(operand::temperature, temperature, NPY_DOUBLE, "temperature");
+    take(operand::dtemperature, dtemperature, NPY_DOUBLE, "dtemperature");
+    for (std::size_t i = 0; i < parameters.size(); ++i) take(operand::parameter + static_cast<int>(i), parameters[i], NPY_DOUBLE, "parameters");
+    for (std::size_t i = 0; i < dparameters.size(); ++i) take(operand::dparameter + static_cast<int>(i), dparameters[i], NPY_DOUBLE, "dparameters");
+    RowsCall::Sinks sinks;
+    for (const auto& [o, h] : {std::pair{operand::sink, sink}, std::pair{operand::dsink, dsink}}) {
+      if (h.is_none()) continue;
+      operands[o] = of(h, NPY_DOUBLE, "sink", 1);
+      const auto a = reinterpret_cast<PyArrayObject*>(h.ptr());
+      sinks = {PyArray_DIM(a, PyArray_NDIM(a) - 1), PyArray_STRIDE(a, PyArray_NDIM(a) - 1)};
+    }
+    std::optional<nb::gil_scoped_release> released;
+    if (call_.elements() >= release_from) released.emplace();
+    const Target& target = call_.run(operands, storage, sinks);
+    released.reset();
+    return nb::str((std::string(call_.program().name) + "_rows__" + target.name).c_str());
+  }
+
+ private:
+  // An array with the axes of the call, and `more` of its own after them. Any dtype of scores if type_num is negative.
+  RowsOperand of(nb::handle h, int type_num, const char* name, int more = 0) const {
+    PyArrayObject* const a = reinterpret_cast<PyArrayObject*>(h.ptr());
+    if (!PyArray_Check(h.ptr()) || (type_num >= 0 && PyArray_TYPE(a) != type_num) || !PyArray_ISNOTSWAPPED(a)) {
+      throw nb::type_error((std::string(name) + ": a NumPy array of another dtype was wanted").c_str());
+    }
+    const std::size_t axes = call_.shape().size();
+    bool fits = PyArray_NDIM(a) == static_cast<int>(axes) + more;
+    for (std::size_t i = 0; fits && i < axes; ++i) {
+      // Of size 1: the same for all, and NumPy's stride of such an axis means nothing.
+      fits = PyArray_DIM(a, static_cast<int>(i)) == call_.shape()[i];
+    }
+    if (!fits) throw nb::value_error((std::string(name) + ": its shape is not the planned one").c_str());
+    return {PyArray_BYTES(a), PyArray_STRIDES(a)};
+  }
+  static Storage storage_of(nb::handle h, const char* name) {
+    const int type_num = PyArray_TYPE(reinterpret_cast<PyArrayObject*>(h.ptr()));
+    const Dtype* const dtype = find_dtype([&](const Dtype& d) { return d.type_num == type_num || (d.type_num < 0 && type_number(d) == type_num); });
+    if (!dtype) throw nb::type_error((std::string(name) + ": an array of float16, bfloat16, float32 or float64 was wanted").c_str());
+    return dtype->storage;
+  }
+
+  const RowsCall call_;
+};
+
+std::vector<std::tuple<std::string, std::string, std::string, bool>> list_programs() {
+  std::vector<std::tuple<std::string, std::string, std::string, bool>> list;
+  for (const Program& p : programs()) list.emplace_back(p.name, p.parameters, p.constants, p.backward[0] != nullptr);
+  return list;
+}
+
 std::vector<std::tuple<std::string, std::string, std::string>> list_kernels() {
   std::vector<std::tuple<std::string, std::string, std::string>> list;
   for (const KernelName& k : kernel_names()) {
@@ -154,6 +232,7 @@ NB_MODULE(_core, m) {
   labels = new KernelLabels;
 
   m.def("kernels", &list_kernels, "(op, dtype, algorithm) of every kernel.");
+  m.def("programs", &list_programs, "(name, parameters, constants, has a gradient) of every row program; the lists are separated by blanks.");
   m.def("targets", &list_targets, "(name, compiled, supported) of every CPU target, in rising order.");
   m.def("target", [] { return current_target().name; }, "The CPU target in use. Honours NORMX_CPU_TARGET at first use.");
   m.def("set_target", &set_target, "name"_a, "Use another CPU target from now on.");
@@ -164,4 +243,12 @@ NB_MODULE(_core, m) {
       .def(nb::init<std::string_view, std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, std::string_view, std::string_view>(),
            "op"_a, "dtype"_a, "shape"_a, "axes"_a, nb::kw_only(), "has_where"_a = false, "empty"_a = "zero", "algorithm"_a = "auto")
       .def("run", &PyCall::run, "x"_a, "out"_a, "where"_a = nb::none(), "Compute into out. Returns the name of the kernel that ran.");
+
+  nb::class_<PyRowsCall>(m, "RowsCall", "One call of a row program, planned for a shape. Immutable; any number of threads may run it.")
+      .def(nb::init<std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, bool, double, std::vector<double>>(), "program"_a,
+           "shape"_a, "axes"_a, nb::kw_only(), "backward"_a = false, "gives_up_empty"_a = false, "softcap"_a = 0.0, "constants"_a = std::vector<double>{})
+      .def("run", &PyRowsCall::run, "x"_a, "y"_a, "flag"_a, nb::kw_only(), "where"_a = nb::none(), "g"_a = nb::none(),
+           "temperature"_a = nb::none(), "sink"_a = nb::none(), "parameters"_a = std::vector<nb::object>{}, "dtemperature"_a = nb::none(),
+           "dsink"_a = nb::none(), "dparameters"_a = std::vector<nb::object>{},
+           "Compute into y. Sets flag where a row is left to the formula. Returns the name of what ran.");
 }

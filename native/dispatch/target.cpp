@@ -11,10 +11,13 @@
 
 namespace normx {
 
-// table_<isa> is defined by targets/target.cpp.in where `compiled` is 1.
-#define NX_TABLE_0(name) nullptr
-#define NX_TABLE_1(name) table_##name
-#define NX_TARGET(name, order, compiled, needs) extern const Kernel table_##name[];
+// Defined by targets/target.cpp.in and targets/rows.cpp.in where `compiled` is 1.
+#define NX_TABLES_0(name) nullptr, nullptr, nullptr
+#define NX_TABLES_1(name) table_##name, programs_##name, &run_rows_##name
+#define NX_TARGET(name, order, compiled, needs) \
+  extern const Kernel table_##name[];           \
+  extern const Program programs_##name[];       \
+  extern const RunRows run_rows_##name;
 #include "isa_list.inc"
 #undef NX_TARGET
 
@@ -25,6 +28,12 @@ constexpr KernelName names[] = {
 #include "kernels/kernels.def"
 #undef NX_KERNEL
 };
+
+constexpr std::size_t program_count = 0
+#define NX_PROGRAM(name, parameters, constants) +1
+#include "kernels/programs.def"
+#undef NX_PROGRAM
+    ;
 
 std::atomic<const Target*> current{nullptr};
 
@@ -49,7 +58,7 @@ bool Target::supported() const {
 std::span<const Target> targets() {
   static const std::vector<Target> all = [] {
     std::vector<Target> list = {
-#define NX_TARGET(name, order, compiled, needs) {#name, order, needs, NX_TABLE_##compiled(name)},
+#define NX_TARGET(name, order, compiled, needs) {#name, order, needs, NX_TABLES_##compiled(name)},
 #include "isa_list.inc"
 #undef NX_TARGET
     };
@@ -79,6 +88,18 @@ std::span<const KernelName> kernel_names() { return names; }
 int find_kernel(std::string_view op, std::string_view dtype, std::string_view algorithm) {
   for (std::size_t i = 0; i < std::size(names); ++i) {
     if (names[i].op == op && names[i].dtype == dtype && names[i].algorithm == algorithm) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+std::span<const Program> programs() {
+  const auto compiled = std::find_if(targets().begin(), targets().end(), [](const Target& t) { return t.compiled(); });
+  return {compiled->programs, program_count};
+}
+
+int find_program(std::string_view name) {
+  for (std::size_t i = 0; i < program_count; ++i) {
+    if (programs()[i].name == name) return static_cast<int>(i);
   }
   return -1;
 }

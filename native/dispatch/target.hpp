@@ -5,6 +5,7 @@
 #include <span>
 #include <string_view>
 
+#include "kernels/rows.hpp"
 #include "kernels/task.hpp"
 
 namespace normx {
@@ -13,7 +14,9 @@ struct Target {
   const char* name;
   int order;
   unsigned needs;
-  const Kernel* table;  // null where this build does not have it
+  const Kernel* table;  // null where this build does not have it, like the other two
+  const Program* programs;
+  const RunRows* run_rows;
 
   bool compiled() const { return table != nullptr; }
   bool supported() const;
@@ -33,5 +36,9 @@ struct KernelName {
 std::span<const KernelName> kernel_names();
 // -1 if there is none.
 int find_kernel(std::string_view op, std::string_view dtype, std::string_view algorithm);
+
+// The lines of programs.def, in the same way. What a program is like, it is on every target.
+std::span<const Program> programs();
+int find_program(std::string_view name);
 
 }  // namespace normx

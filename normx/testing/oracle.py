@@ -35,10 +35,14 @@ _EXACT = SimpleNamespace(
 
 def _long_sum(x: Array) -> Any:
     """Sum of long doubles, rounded once: both halves of each are summed exactly."""
-    high = np.ravel(x).astype(np.float64)
-    low = (np.ravel(x) - high).astype(np.float64)
+    x = np.ravel(x)
+    _, exponent = np.frexp(np.max(np.abs(x), initial=0))  # a double's range is smaller
+    x = np.ldexp(x, -exponent)
+    high = x.astype(np.float64)
+    low = (x - high).astype(np.float64)
     total = math.fsum(high)
-    return np.longdouble(total) + np.longdouble(math.fsum([*high, *low, -total]))
+    whole = np.longdouble(total) + np.longdouble(math.fsum([*high, *low, -total]))
+    return np.ldexp(whole, exponent)
 
 
 _LONG = SimpleNamespace(exp=np.exp, log=np.log, sum=_long_sum)

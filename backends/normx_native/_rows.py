@@ -1,0 +1,266 @@
+"""Row programs: kernels for one row at a time, and what they leave to the formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from normx._plan import NARROW, Plan
+from normx._reference import compute, gradients_of
+from normx.plugins import Call, Pullback, Refusal
+
+Array = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a compiled row program takes, in its order."""
+
+    name: str
+    parameters: tuple[str, ...]
+    constants: tuple[str, ...]
+    differentiable: bool
+
+
+@cache
+def programs() -> Mapping[str, Program]:
+    """Every compiled row program by name."""
+    from normx_native import _core
+
+    return {
+        name: Program(name, tuple(parameters.split()), tuple(constants.split()), differentiable)
+        for name, parameters, constants, differentiable in _core.programs()
+    }
+
+
+def forward(plan: Plan) -> Call | Refusal:
+    """How a row program runs a plan, or why none does."""
+    found = _found(plan)
+    if isinstance(found, Refusal):
+        return found
+    if 0 in plan.shape:
+        return _nothing(plan)
+    run = _call(plan, found).run
+    normalizes = plan.record.kind == "normalizer"
+
+    def call(
+        x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+    ) -> tuple[Array, str]:
+        rows = _Rows(plan, x, where, parameters)
+        y = np.empty(plan.result_shape, plan.library.dtype(plan.dtype)) if out is None else out
+        kernel = run(
+            rows.x,
+            y if normalizes else rows.spread(y),
+            rows.spread(rows.left),
+            parameters=[rows.value(name) for name in found.parameters],
+            **rows.operands(),
+        )
+        if rows.left.any():
+            rows.put(y, rows.by(compute))
+        return y, kernel
+
+    return call
+
+
+def backward(plan: Plan) -> Pullback | Refusal:
+    """How a row program computes the gradients of a plan, or why none does."""
+    found = _found(plan)
+    if isinstance(found, Refusal):
+        return found
+    if not found.differentiable:
+        return Refusal(f"its {found.name} has no gradient")
+    run = _call(plan, found, backward=True).run
+
+    def pullback(
+        x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
+    ) -> tuple[dict[str, Array], str]:
+        rows = _Rows(plan, x, where, parameters)
+        dx = np.empty(plan.shape, plan.library.dtype(plan.dtype))
+        given = [name for name in found.parameters if name in parameters]
+        gradients = {name: np.zeros(rows.form) for name in given}
+        operands = rows.operands()
+        if "temperature" in parameters:
+            gradients["temperature"] = np.zeros(rows.form)
+            operands["dtemperature"] = rows.spread(gradients["temperature"])
+        if (sink := operands["sink"]) is not None:
+            dsink = np.zeros((*rows.form, sink.shape[-1]))
+            operands["dsink"] = np.broadcast_to(dsink, sink.shape)
+        kernel = run(
+            rows.x,
+            dx,
+            rows.spread(rows.left),
+            g=dy if plan.record.kind == "normalizer" else rows.spread(dy),
+            parameters=[rows.value(name) for name in found.parameters],
+            dparameters=[
+                rows.spread(gradients[name]) if name in gradients else None
+                for name in found.parameters
+            ],
+            **operands,
+        )
+        gradients["x"] = dx
+        if "dsink" in operands:
+            gradients["sink"] = _as_sinks(plan, dsink, parameters["sink"])
+        if rows.left.any():
+            for name, part in rows.by(gradients_of, dy).items():
+                if name in gradients:
+                    rows.put(gradients[name], part)
+        return gradients, kernel
+
+    return pullback
+
+
+def _nothing(plan: Plan) -> Call:
+    """The call where there is nothing to compute."""
+    from normx_native import _core
+
+    def call(
+        x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+    ) -> tuple[Array, str]:
+        y = compute(plan, x, where, parameters)
+        return y if out is None else out, f"{plan.record.name}_rows__{_core.target()}"
+
+    return call
+
+
+def _found(plan: Plan) -> Program | Refusal:
+    program = programs().get(plan.record.name)
+    if program is None or plan.dtype.startswith("complex"):
+        return Refusal(f"has no kernel for {plan.record.name} of {plan.dtype}")
+    known = {*program.parameters, "temperature", "sink"}
+    extra = sorted(plan.parameters - known)
+    extra += ["return_sign"] * bool(plan.constants.get("return_sign", False))
+    if extra:
+        return Refusal(f"its {program.name} has no {' and no '.join(extra)}")
+    return program
+
+
+def _call(plan: Plan, program: Program, *, backward: bool = False) -> Any:
+    from normx_native import _core
+
+    values = (plan.constants[name] for name in program.constants)
+    constants = [float(v) for value in values for v in _entries(value)]
+    return _core.RowsCall(
+        program.name,
+        plan.shape,
+        plan.axis,
+        backward=backward,
+        gives_up_empty=plan.empty != "zero" and not backward,
+        softcap=0.0 if plan.softcap is None else _softcap(plan),
+        constants=constants,
+    )
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _softcap(plan: Plan) -> float:
+    """The cap, where it caps anything: above 0 for the kernels, which square its inverse."""
+    assert plan.softcap is not None
+    return 0.0 if plan.softcap > 1e150 else max(plan.softcap, 1e-150)
+
+
+class _Rows:
+    """The arrays of one call in the form that the programs take, and the rows they leave."""
+
+    def __init__(
+        self, plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]
+    ) -> None:
+        self.plan, self.x, self.parameters = plan, x, parameters
+        self.where = None if where is None else np.broadcast_to(where, plan.shape)
+        #: The shape of what has one value per row, along all axes.
+        self.form = tuple(1 if i in plan.axis else size for i, size in enumerate(plan.shape))
+        #: Which rows are left to the formula.
+        self.left = np.zeros(self.form, bool)
+
+    def spread(self, array: Array) -> Array:
+        """Something with one value per row, in the shape of the scores."""
+        return np.broadcast_to(np.reshape(array, self.form), self.plan.shape)
+
+    def value(self, name: str) -> Array | None:
+        """A parameter's values, in double."""
+        value = self.parameters.get(name)
+        return None if value is None else np.broadcast_to(self._doubles(value), self.plan.shape)
+
+    def operands(self) -> dict[str, Array | None]:
+        """The keywords that all programs take."""
+        return {"where": self.where, "temperature": self.value("temperature"), "sink": self._sink()}
+
+    def _doubles(self, value: Any) -> Array:
+        if hasattr(value, "shape"):
+            return np.asarray(value, np.float64)
+        # A number has the precision of the scores, as everywhere.
+        narrow = self.plan.dtype in (*NARROW, "float32")
+        return np.float64(np.float32(value) if narrow else value)
+
+    def _sink(self) -> Array | None:
+        """The sinks of each row side by side, on an axis of their own after those of the scores."""
+        value = self.parameters.get("sink")
+        if value is None or 0 in np.shape(value):
+            return None
+        sinks, axis = self._doubles(value), self.plan.axis
+        sinks = sinks.reshape((1,) * (len(self.plan.shape) - sinks.ndim) + sinks.shape)
+        moved = np.moveaxis(sinks, axis, _last(axis))
+        moved = moved.reshape(*moved.shape[: -len(axis)], -1)
+        return np.broadcast_to(np.expand_dims(moved, axis), (*self.plan.shape, moved.shape[-1]))
+
+    def by(self, formula: Callable[..., Any], *cotangent: Array) -> Any:
+        """What a formula makes of the rows that were left."""
+        x = self._picked(self.x)
+        where = None if self.where is None else self._picked(self.where)
+        plan = replace(
+            self.plan,
+            shape=tuple(x.shape),
+            axis=tuple(range(1, x.ndim)),
+            where=None if where is None else tuple(where.shape),
+        )
+        parameters = {
+            name: self._picked(value) if hasattr(value, "shape") else value
+            for name, value in self.parameters.items()
+        }
+        with plan.library.quiet():
+            if not cotangent:
+                return formula(plan, x, where, parameters)
+            form = self.plan.shape if self.plan.record.kind == "normalizer" else self.form
+            dy = self._picked(np.reshape(cotangent[0], form))
+            return formula(plan, x, where, parameters, dy.reshape(plan.result_shape))
+
+    def put(self, y: Array, part: Array) -> None:
+        """Write what came of the rows that were left into their places."""
+        rows = self.left.reshape(self._outer)
+        if y.ndim == len(self._outer) != len(self.form):
+            y[rows] = part  # one value per row, without the reduced axes
+        else:
+            view = np.moveaxis(y, self.plan.axis, _last(self.plan.axis))
+            view[rows] = part
+
+    @property
+    def _outer(self) -> tuple[int, ...]:
+        return tuple(size for i, size in enumerate(self.plan.shape) if i not in self.plan.axis)
+
+    def _picked(self, array: Array) -> Array:
+        """The rows that were left, of something that broadcasts against the scores."""
+        array = np.reshape(array, (1,) * (len(self.form) - np.ndim(array)) + np.shape(array))
+        shape = tuple(
+            array.shape[i] if i in self.plan.axis else size
+            for i, size in enumerate(self.plan.shape)
+        )
+        rows = np.moveaxis(np.broadcast_to(array, shape), self.plan.axis, _last(self.plan.axis))
+        return rows[self.left.reshape(self._outer)]
+
+
+def _last(axis: tuple[int, ...]) -> range:
+    return range(-len(axis), 0)
+
+
+def _as_sinks(plan: Plan, gradient: Array, value: Any) -> Array:
+    """Gradients side by side per row, in the shape that the sinks have along the axes."""
+    ndim, shape = len(plan.shape), np.shape(value)
+    shape = (1,) * (ndim - len(shape)) + shape
+    along = tuple(shape[i] for i in plan.axis)
+    flat = gradient.reshape(*(plan.shape[i] for i in range(ndim) if i not in plan.axis), *along)
+    return np.moveaxis(flat, _last(plan.axis), plan.axis)

@@ -1,0 +1,458 @@
+// Around the programs: from memory to the present entries of a row in double, and back.
+
+constexpr double inf = __builtin_inf();
+constexpr std::int64_t padding = 31;  // entries after the last one that a program may look at
+
+// What is seen of scores at one glance.
+struct Glance {
+  double max = -inf, min = inf;
+  bool finite = true;
+
+  void see(double x) {
+    max = x > max ? x : max;
+    min = x < min ? x : min;
+    finite &= x * 0 == 0;
+  }
+  void see(Glance other) {
+    max = other.max > max ? other.max : max;
+    min = other.min < min ? other.min : min;
+    finite &= other.finite;
+  }
+};
+
+// n elements of any storage type to doubles. Neighbours in memory, times a sign: `to` has room for whole vectors.
+template <class S> NX_NOINLINE Glance widen_row(const char* from, double* to, std::int64_t n, double sign) {
+  using T = Compute<S>;
+  constexpr int V = Vec<T>::lanes, size = sizeof(S), ahead = 4;
+  const Vec<T> signs = all(static_cast<T>(sign)), zero = all(T(0));
+  Vec<T> most[ahead], least[ahead], nothing[ahead];
+  for (int k = 0; k < ahead; ++k) {
+    most[k] = least[k] = all(-infinity<T>);
+    nothing[k] = zero;
+  }
+  const auto keep = [&](double* place, Vec<T> v) NX_INLINED {
+    if constexpr (sizeof(T) == 4) {
+      const Wide wide = widen(v);
+      store(bytes(place), wide.first);
+      store(bytes(place + 8), wide.last);
+    } else {
+      store(bytes(place), v);
+    }
+  };
+  const auto see = [&](std::int64_t i, int k) NX_INLINED {
+    const Vec<T> v = load_as<S>(from + i * size) * signs;
+    keep(to + i, v);
+    most[k] = max_skip_nan(most[k], v);
+    least[k] = max_skip_nan(least[k], zero - v);
+    nothing[k] = nothing[k] + v * zero;
+  };
+  std::int64_t i = 0;
+  for (; i + ahead * V <= n; i += ahead * V) {
+    for (int k = 0; k < ahead; ++k) see(i + k * V, k);
+  }
+  for (; i + V <= n; i += V) see(i, 0);
+  Glance seen;
+  for (int k = 0; k < ahead; ++k) {
+    T part[V];
+    store(reinterpret_cast<char*>(part), nothing[k]);
+    for (const T p : part) seen.finite &= p == 0;
+    seen.see({static_cast<double>(reduce_max(most[k])), -static_cast<double>(reduce_max(least[k]))});
+  }
+  if (i < n) {
+    keep(to + i, load_as<S>(from + i * size, Part{static_cast<int>(n - i)}) * signs);
+    for (; i < n; ++i) seen.see(to[i]);
+  }
+  return seen;
+}
+// The same at any stride.
+template <class S> NX_NOINLINE void widen_row(const char* from, std::int64_t stride, double* to, std::int64_t n) {
+  using T = Compute<S>;
+  constexpr int V = Vec<T>::lanes;
+  for (std::int64_t i = 0; i < n; i += V) {
+    const std::int64_t count = n - i < V ? n - i : V;
+    char part[64] = {};
+    if (stride == sizeof(S)) {
+      __builtin_memcpy(part, from + i * stride, static_cast<std::size_t>(count) * sizeof(S));
+    } else {
+      for (std::int64_t k = 0; k < count; ++k) __builtin_memcpy(part + k * sizeof(S), from + (i + k) * stride, sizeof(S));
+    }
+    T wide[V];
+    store(reinterpret_cast<char*>(wide), load_as<S>(part));
+    for (std::int64_t k = 0; k < count; ++k) to[i + k] = wide[k];
+  }
+}
+// And back, times a scale.
+template <class S> NX_NOINLINE void narrow_row(const double* from, char* to, std::int64_t stride, std::int64_t n, double scale) {
+  using T = Compute<S>;
+  if (stride == sizeof(S) && sizeof(S) == sizeof(T)) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const T s = static_cast<T>(from[i] * scale);
+      __builtin_memcpy(to + i * static_cast<std::int64_t>(sizeof(S)), &s, sizeof s);
+    }
+    return;
+  }
+  constexpr int V = Vec<T>::lanes;
+  for (std::int64_t i = 0; i < n; i += V) {
+    const int count = n - i < V ? static_cast<int>(n - i) : V;
+    T part[V] = {};
+    for (int k = 0; k < count; ++k) part[k] = static_cast<T>(from[i + k] * scale);
+    char stored[64];
+    store_as<S>(stored, load<T>(reinterpret_cast<const char*>(part)));
+    if (stride == sizeof(S)) {
+      __builtin_memcpy(to + i * stride, stored, static_cast<std::size_t>(count) * sizeof(S));
+    } else {
+      for (int k = 0; k < count; ++k) __builtin_memcpy(to + (i + k) * stride, stored + k * sizeof(S), sizeof(S));
+    }
+  }
+}
+NX_NOINLINE Glance widen_row(Storage s, const char* from, double* to, std::int64_t n, double sign) {
+  switch (s) {
+    case Storage::f16: return widen_row<f16>(from, to, n, sign);
+    case Storage::bf16: return widen_row<bf16>(from, to, n, sign);
+    case Storage::f32: return widen_row<f32>(from, to, n, sign);
+    default: return widen_row<f64>(from, to, n, sign);
+  }
+}
+NX_NOINLINE void widen_row(Storage s, const char* from, std::int64_t stride, double* to, std::int64_t n) {
+  switch (s) {
+    case Storage::f16: return widen_row<f16>(from, stride, to, n);
+    case Storage::bf16: return widen_row<bf16>(from, stride, to, n);
+    case Storage::f32: return widen_row<f32>(from, stride, to, n);
+    case Storage::f64: return widen_row<f64>(from, stride, to, n);
+  }
+}
+NX_NOINLINE void narrow_row(Storage s, const double* from, char* to, std::int64_t stride, std::int64_t n, double scale) {
+  switch (s) {
+    case Storage::f16: return narrow_row<f16>(from, to, stride, n, scale);
+    case Storage::bf16: return narrow_row<bf16>(from, to, stride, n, scale);
+    case Storage::f32: return narrow_row<f32>(from, to, stride, n, scale);
+    case Storage::f64: return narrow_row<f64>(from, to, stride, n, scale);
+  }
+}
+
+constexpr int item_size(Storage s) { return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2; }
+
+// A position among the rows, or among the lines of a row: an offset for each operand.
+struct Places {
+  const RowsAxis* axes;
+  int count;
+  std::int64_t index[max_axes];
+  std::int64_t offset[operand::count] = {};
+
+  Places(const RowsAxis* axes, int count, std::int64_t linear) : axes(axes), count(count) {
+    for (int a = count - 1; a >= 0; --a) {
+      index[a] = linear % axes[a].size;
+      linear /= axes[a].size;
+      move(axes[a], index[a]);
+    }
+  }
+  void next() {
+    for (int a = count - 1; a >= 0; --a) {
+      move(axes[a], 1);
+      if (++index[a] < axes[a].size) return;
+      move(axes[a], -index[a]);
+      index[a] = 0;
+    }
+  }
+
+ private:
+  void move(const RowsAxis& axis, std::int64_t steps) {
+    for (int o = 0; o < operand::count; ++o) offset[o] += axis.stride[o] * steps;
+  }
+};
+
+// The entries of one operand of `side` neighbouring rows, to or from their buffers. Neighbours are read and written a line of
+// memory at a time, never one after the other: the columns of a matrix are as near to each other as its rows are far.
+class Frame {
+ public:
+  Frame(const RowsTask& t, const Program& program, char* scratch) : t(t), program(program), pitch(rows_pitch(t.n) / 8) {
+    scratch += (64 - reinterpret_cast<std::uintptr_t>(scratch) % 64) % 64;
+    buffers = reinterpret_cast<double*>(scratch);
+    fates = scratch + rows_pitch(t.n) * (t.side * (t.backward ? 2 : 1) + 3);
+  }
+
+  void run(const Places& outer, int side) {
+    for (int o = 0; o < operand::count; ++o) at[o] = t.at[o] ? t.at[o] + outer.offset[o] : nullptr;
+    neighbour = t.axes[t.outer - 1].stride;
+    read(operand::x, side, x(0), program.negated ? -1 : 1, seen);
+    Glance of_cotangents[most_side];
+    if (t.backward && !program.reduces) read(operand::g, side, g(0), 1, of_cotangents);
+    bool all_done = true;
+    for (int k = 0; k < side; ++k) all_done &= row(k);
+    if (program.reduces && !t.backward) return;
+    if (all_done) return write(0, side);
+    for (int k = 0; k < side; ++k) {  // what is left to the formula may have to be read again
+      if (!*place(operand::flag, k)) write(k, 1);
+    }
+  }
+
+ private:
+  double* x(int k) const { return buffers + pitch * k; }
+  double* g(int k) const { return buffers + pitch * (t.side + k); }
+  double* room(int i) const { return buffers + pitch * (t.side * (t.backward ? 2 : 1) + i); }
+  const char* place(int o, int k) const { return at[o] + neighbour[o] * k; }
+  double number(int o, int k) const {
+    double value;
+    __builtin_memcpy(&value, place(o, k), sizeof value);
+    return value;
+  }
+  void put_number(int o, int k, double value) const {
+    if (at[o]) __builtin_memcpy(at[o] + neighbour[o] * k, &value, sizeof value);
+  }
+
+  template <class F> void each_line(F&& body) const {
+    const RowsAxis& inner = t.axes[t.outer + t.reduced - 1];
+    Places line(t.axes + t.outer, t.reduced - 1, 0);
+    for (std::int64_t first = 0; first < t.n; first += inner.size, line.next()) body(line.offset, inner, first);
+  }
+  void read(int o, int side, double* to, double sign, Glance* glances) const {
+    for (int k = 0; k < side; ++k) glances[k] = {};
+    each_line([&](const std::int64_t* offset, const RowsAxis& inner, std::int64_t first) {
+      const char* from = at[o] + offset[o];
+      if (side == 1 && inner.stride[o] == item_size(t.storage[o])) {
+        return glances[0].see(widen_row(t.storage[o], from, to + first, inner.size, sign));
+      }
+      for (std::int64_t i = 0; i < inner.size; ++i, from += inner.stride[o]) {
+        double part[most_side];
+        widen_row(t.storage[o], from, neighbour[o], part, side);
+        for (int k = 0; k < side; ++k) {
+          to[pitch * k + first + i] = part[k] * sign;
+          glances[k].see(part[k] * sign);
+        }
+      }
+    });
+  }
+  void write(int row, int side) const {
+    each_line([&](const std::int64_t* offset, const RowsAxis& inner, std::int64_t first) {
+      char* to = const_cast<char*>(place(operand::y, row)) + offset[operand::y];
+      const std::int64_t stride = inner.stride[operand::y];
+      if (side == 1) return narrow_row(t.storage[operand::y], x(row) + first, to, stride, inner.size, scale[row]);
+      for (std::int64_t i = 0; i < inner.size; ++i, to += stride) {
+        double part[most_side];
+        for (int k = 0; k < side; ++k) part[k] = x(row + k)[first + i] * scale[row + k];
+        narrow_row(t.storage[operand::y], part, to, neighbour[operand::y], side, 1);
+      }
+    });
+  }
+
+  // What becomes of an entry: `where` leaves it out; it is present; it is kept, but -inf or without mass.
+  enum : char { out = 0, present = 1, massless = 2 };
+
+  // Moves the entries that are present together. False: NaN or +inf is among those that are kept. (No branch depends on an
+  // entry: of a random mask they would cost forty times as much.)
+  NX_NOINLINE bool sift(RowView& r, int k) const {
+    char* const fate = fates + t.n * k;
+    double* const scores = x(k);
+    for (std::int64_t i = 0; i < t.n; ++i) fate[i] = present;
+    if (at[operand::where]) {
+      each_line([&](const std::int64_t* offset, const RowsAxis& inner, std::int64_t first) {
+        const char* where = place(operand::where, k) + offset[operand::where];
+        for (std::int64_t i = 0; i < inner.size; ++i) fate[first + i] = where[i * inner.stride[operand::where]] != 0;
+      });
+    }
+    std::int64_t kept = 0, strange = 0;
+    for (std::int64_t i = 0; i < t.n; ++i) {
+      kept += fate[i];
+      strange += fate[i] & !(scores[i] < inf);
+    }
+    if (strange) return false;
+    r.left_out = t.n - kept;
+    const double least = program.least ? program.least(r) : -inf, temperature = r.temperature;
+    for (std::int64_t i = 0; i < t.n; ++i) {
+      const bool stays = (scores[i] > -inf) & !(scores[i] / temperature < least);
+      fate[i] = static_cast<char>(fate[i] * (stays ? present : massless));
+    }
+    double* const cotangents = t.backward && !program.reduces ? g(k) : nullptr;
+    std::int64_t n = 0;
+    for (std::int64_t i = 0; i < t.n; ++i) {
+      scores[n] = scores[i];
+      n += fate[i] == present;
+    }
+    if (cotangents) {
+      n = 0;
+      for (std::int64_t i = 0; i < t.n; ++i) {
+        cotangents[n] = cotangents[i];
+        n += fate[i] == present;
+      }
+    }
+    r.n = n;
+    const Glance those = widen_row<f64>(reinterpret_cast<const char*>(scores), scores, n, 1);
+    r.max = those.max;
+    r.min = those.min;
+    return true;
+  }
+  // The way back: entries to where they were, and something in the places of the others.
+  NX_NOINLINE void spread(RowView& r, int k) const {
+    const char* const fate = fates + t.n * k;
+    const double other[3] = {t.backward ? 0 : r.filler, 0, program.log_space && !t.backward ? -inf : 0};
+    double* const y = x(k);
+    std::int64_t n = r.n;
+    for (std::int64_t i = t.n; i-- > 0;) {
+      n -= fate[i] == present;
+      const double value = y[n] * r.scale, instead = other[static_cast<int>(fate[i])];
+      y[i] = fate[i] == present ? value : instead;
+    }
+    r.scale = 1;
+  }
+
+  bool row(int k) {
+    double p[4] = {}, dp[4] = {};
+    RowView r{};
+    r.x = x(k);
+    r.y = r.x;
+    r.room[0] = room(0);
+    r.room[1] = room(1);
+    r.p = p;
+    r.dp = dp;
+    for (int i = 0; i < 4; ++i) {
+      if (!at[operand::parameter + i]) continue;
+      p[i] = number(operand::parameter + i, k);
+      r.given |= 1u << i;
+    }
+    double one;
+    if (t.backward) {
+      r.g = g(k);
+      if (program.reduces) {
+        widen_row(t.storage[operand::g], place(operand::g, k), 0, &one, 1);
+        r.g = &one;
+      }
+    }
+    r.n = t.n;
+    r.temperature = at[operand::temperature] ? number(operand::temperature, k) : 1;
+    r.constants = t.constants;
+    r.n_constants = t.n_constants;
+    r.filler = program.log_space ? -inf : 0;
+    r.scale = 1;
+    const Sinks sinks(*this, k, r);
+    char* const flag = at[operand::flag] + neighbour[operand::flag] * k;
+    *flag = !done(r, k);
+    if (*flag) return false;
+    scale[k] = r.scale;
+    if (program.reduces && !t.backward) {
+      narrow_row(t.storage[operand::y], &r.value, const_cast<char*>(place(operand::y, k)), 0, 1, 1);
+    }
+    for (int i = 0; i < 4; ++i) put_number(operand::dparameter + i, k, dp[i]);
+    sinks.put(r);
+    return true;
+  }
+
+  // The sinks of a row, side by side, and their gradients.
+  struct Sinks {
+    const Frame& f;
+    int k;
+    double few[32];
+    double* at = few;
+
+    Sinks(const Frame& f, int k, RowView& r) : f(f), k(k) {
+      r.sinks = f.t.sinks;
+      if (!r.sinks) return;
+      if (r.sinks > 16) at = static_cast<double*>(__builtin_malloc(static_cast<std::size_t>(r.sinks) * 2 * sizeof(double)));
+      const char* from = f.place(operand::sink, k);
+      for (std::int64_t i = 0; i < r.sinks; ++i) __builtin_memcpy(at + i, from + i * f.t.sink_stride, sizeof(double));
+      for (std::int64_t i = 0; i < r.sinks; ++i) at[r.sinks + i] = 0;
+      r.sink = at;
+      r.dsink = at + r.sinks;
+    }
+    Sinks(const Sinks&) = delete;
+    ~Sinks() {
+      if (at != few) __builtin_free(at);
+    }
+    void put(const RowView& r) const {  // side by side in their array
+      if (f.at[operand::dsink]) {
+        __builtin_memcpy(const_cast<char*>(f.place(operand::dsink, k)), r.dsink, static_cast<std::size_t>(r.sinks) * sizeof(double));
+      }
+    }
+  };
+
+  bool done(RowView& r, int k) {
+    if (!(r.temperature > 0 && r.temperature < inf)) return false;
+    double* const scores = x(k);
+    if (t.softcap != 0) seen[k] = cap(scores);
+    const bool whole = seen[k].finite && !at[operand::where] && !program.least;
+    r.max = seen[k].max;
+    r.min = seen[k].min;
+    if (!whole && !sift(r, k)) return false;
+    if (r.n == 0) {
+      if (t.gives_up_empty) return false;
+      if (program.fills && r.left_out) return false;
+      r.value = -inf;
+      spread(r, k);
+      return true;
+    }
+    // The programs square and subtract; at the end of the range the formula knows better.
+    const double limit = t.exact ? 1e150 : 1e300;
+    if (r.max > limit || r.min < -limit) return false;
+    for (std::int64_t i = r.n; i < r.n + padding; ++i) scores[i] = r.max;
+    if (t.backward && !program.reduces) {
+      for (std::int64_t i = r.n; i < r.n + padding; ++i) g(k)[i] = 0;
+    }
+    if (!(t.backward ? backward(r, k) : program.forward[t.exact](r))) return false;
+    if (!whole && (!program.reduces || t.backward)) spread(r, k);
+    return true;
+  }
+
+  // From the gradient of x over the temperature to that of the scores as they came, and of the temperature.
+  bool backward(RowView& r, int k) const {
+    double* const scores = x(k);
+    double* const gradient = room(0);
+    r.room[0] = room(1);
+    r.room[1] = room(2);
+    r.y = gradient;
+    if (!program.backward[t.exact](r)) return false;
+    const double t1 = r.temperature, origin = program.invariant ? r.max : 0;
+    if (at[operand::dtemperature]) {
+      const Real moment = sum<false>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
+        return vec_at(gradient, i, where) * (vec_at(scores, i, where) - all(origin));
+      });
+      put_number(operand::dtemperature, k, static_cast<double>(-moment / t1 / t1));
+    }
+    const double sign = program.negated ? -1 : 1, cap = t.softcap;
+    for (std::int64_t i = 0; i < r.n; ++i) {
+      const double u = cap != 0 ? scores[i] / cap : 0;
+      scores[i] = gradient[i] / t1 * sign * ((1 - u) * (1 + u));
+    }
+    return true;
+  }
+
+  // cap·tanh(x/cap)
+  NX_NOINLINE Glance cap(double* scores) const {
+    const double limit = 22 * t.softcap;  // beyond, tanh is 1 to the last place
+    for (std::int64_t i = t.n; i < t.n + padding; ++i) scores[i] = 0;
+    double* const e = room(0);
+    each(t.n, [&](std::int64_t i, auto where) NX_INLINED {
+      put(e, i, expm1_of(bounded_by(vec_at(scores, i, where), limit) * all(2 / t.softcap)), where);
+    });
+    for (std::int64_t i = 0; i < t.n; ++i) {
+      const double v = scores[i];
+      const double capped = t.softcap * (e[i] / (e[i] + 2));
+      scores[i] = v != v ? v : v < -limit ? -t.softcap : v > limit ? t.softcap : capped;
+    }
+    Glance capped;
+    for (std::int64_t i = 0; i < t.n; ++i) capped.see(scores[i]);
+    return capped;
+  }
+  template <int L> static NX_INLINE Vec<double, L> bounded_by(Vec<double, L> x, double limit) {
+    const Vec<double> high = all(limit), low = all(-limit);
+    return select_lt(x, high, select_lt(low, x, x, low), high);
+  }
+
+  const RowsTask& t;
+  const Program& program;
+  const std::int64_t pitch;  // in doubles
+  Glance seen[most_side];
+  double scale[most_side];
+  double* buffers;
+  char* fates;
+  char* at[operand::count];
+  const std::int64_t* neighbour;
+};
+
+void run_rows(const RowsTask& t, const Program& program, std::int64_t first, std::int64_t last, char* scratch) {
+  const std::int64_t along = t.axes[t.outer - 1].size, groups = (along + t.side - 1) / t.side;
+  Frame frame(t, program, scratch);
+  for (std::int64_t unit = first; unit < last; ++unit) {
+    const std::int64_t start = unit % groups * t.side;
+    const Places outer(t.axes, t.outer, unit / groups * along + start);
+    frame.run(outer, static_cast<int>(along - start < t.side ? along - start : t.side));
+  }
+}
