@@ -94,5 +94,6 @@ def test_sparse_fill_values_are_part_of_the_plan():
     normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf))
     with pytest.raises(TypeError, match=r"fill value 0.0.*todense"):
         normx.softmax(sparse.COO.from_numpy(np.array([[1.0, 0.0, 2.0]])))
-    with pytest.raises(TypeError, match=r"one fill value"):
-        normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf), softcap=2.0)
+    for options in ({"softcap": 2.0}, {"empty": "uniform"}, {"sink": 0.0}):
+        with pytest.raises(TypeError, match=rf"one fill value, .* with {next(iter(options))}"):
+            normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf), **options)
