@@ -42,6 +42,14 @@ def two_sum(a: Array, b: Array) -> Double:
     return Double(s, (a - (s - t)) + (b - t))
 
 
+def added(xp: Any, a: Double, b: Double) -> Double:
+    """``a + b`` in twice the precision; where it is not finite there is no low word."""
+    finite = xp.isfinite(a.hi) & xp.isfinite(b.hi)
+    s = two_sum(xp.where(finite, a.hi, 0.0), xp.where(finite, b.hi, 0.0))
+    hi = xp.where(finite, s.hi, a.hi + b.hi)
+    return Double(hi, xp.where(xp.isfinite(hi), s.lo + (a.lo + b.lo), 0.0))
+
+
 def two_product(xp: Any, a: Array, b: Array, dtype: str) -> Double:
     """``a * b`` exactly (Dekker's product, for values far from overflow)."""
     splitter = _SPLITTERS[dtype]

@@ -80,12 +80,7 @@ def row_of(
         scores = xp.where(where, scores, -xp.inf)
     row = Row(library, xp, scores, where, plan.axis, temperature, dtype)
     if plan.record.fills and where is not None:
-        # The temperature does not apply to what is filled in.
-        fill = arrays["fill"]
-        if temperature is not None:
-            t = xp.where(xp.isfinite(temperature) & xp.isfinite(fill), temperature, 1.0)
-            fill = fill * t
-        row = replace(row, scores=xp.where(where, scores, fill))
+        row = replace(row, scores=xp.where(where, scores, arrays["fill"]))
     if plan.record.massless is not None:
         massless = plan.record.massless(row.tempered.hi, **arrays, **plan.constants)
         row = row.without(massless)

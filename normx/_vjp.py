@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from normx import laws
 from normx._dispatch import _arrive, library_of
 from normx._errors import described, wrong
-from normx._plan import FLOATS, INTEGERS, prepare
-from normx._record import record_of
+from normx._plan import FLOATS, INTEGERS, Plan, prepare
+from normx._record import Record, record_of
 from normx._reference import row_of
+from normx._row import Row
 from normx.plugins import dtype_name
 
 Array = Any
@@ -100,22 +101,19 @@ def vjp(
         scores, where, arrays = prepared.arguments(x, {**again, **drawn})
         with library.quiet():
             if 0 in plan.shape:
-                shapes = {"x": x, **passed}
-                return {
-                    name: library.full(tuple(getattr(v, "shape", ())), 0.0, plan.dtype, x)
-                    for name, v in shapes.items()
-                }
+                return of_nothing(plan, x, passed)
             row, own = row_of(plan, scores, where, arrays)
             cotangent = library.cast(xp.reshape(dy, form), row.dtype)
             if record.kind == "normalizer":
                 cotangent = xp.where(row.present, cotangent, 0.0)
             cotangent = xp.where(row.empty, 0.0, cotangent)
             gradients = gradient_of(row, cotangent, **own, **plan.constants)
-            gradients |= _through_options(plan, row, scores, gradients["x"])
+            gradients = at_rest(record, row, gradients)
+            gradients |= through_options(plan, row, scores, gradients["x"])
             # A keyword without a gradient, such as a threshold, has gradient 0.
             gradients |= {name: 0.0 * gradients["x"] for name in passed if name not in gradients}
         return {
-            name: _shaped_as(
+            name: shaped_as(
                 library,
                 xp,
                 gradient[..., 0] if prepared.expand else gradient,
@@ -129,18 +127,34 @@ def vjp(
     return y, pullback
 
 
-def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str, Array]:
+def of_nothing(plan: Plan, x: Array, passed: Mapping[str, Any]) -> dict[str, Array]:
+    """The gradients where there are no scores: zeros."""
+    return {
+        name: plan.library.full(tuple(getattr(value, "shape", ())), 0.0, plan.dtype, x)
+        for name, value in {"x": x, **passed}.items()
+    }
+
+
+def at_rest(record: Record, row: Row, gradients: dict[str, Array]) -> dict[str, Array]:
+    """The gradients, 0 in rows that nothing moves: empty ones, and those at their limit."""
+    still = row.empty
+    if record.kind == "normalizer" and record.at_infinity != "pointwise":
+        still = still | (row.maximum == row.xp.inf)
+    return {name: row.xp.where(still, 0.0, gradient) for name, gradient in gradients.items()}
+
+
+def through_options(plan: Plan, row: Row, x: Array, gradient: Array) -> dict[str, Array]:
     """The chain from the normalizer's scores back through temperature, softcap and mask."""
     xp = row.xp
     if row.kept is not None:
         gradient = xp.where(row.kept, gradient, 0.0)
-    still = row.empty
-    if plan.record.kind == "normalizer" and plan.record.at_infinity != "pointwise":
-        still = still | (row.maximum == xp.inf)  # at its limit, the row does not move
-    gradient = xp.where(still, 0.0, gradient)
     chained: dict[str, Array] = {}
     if row.temperature is not None:
-        t = xp.where(row.temperature == 0, xp.inf, row.temperature)
+        t = row.temperature
+        # At these the row is at its limit too, where it does not hold NaN.
+        limit = (t == 0) | (t == xp.inf)
+        gradient = xp.where(limit & ~xp.isnan(row.maximum), 0.0, gradient)
+        t = xp.where(limit, 1.0, t)
         # Infinite scores do not move with the temperature.  Where a shift changes nothing
         # the sum of the gradient is 0, and the scores may be taken relative to their maximum:
         # their own size would drown the differences.
@@ -149,7 +163,8 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
         )
         origin = xp.where(xp.isfinite(row.maximum), row.maximum, 0.0)
         scores = row.scores - origin if invariant else row.scores
-        moment = row.sum(gradient * xp.where(xp.isfinite(scores), scores, 0.0))
+        infinite = xp.isinf(scores)
+        moment = row.sum(xp.where(infinite, 0.0, gradient) * xp.where(infinite, 0.0, scores))
         chained["temperature"] = -moment / t / t
         gradient = gradient / t
     if plan.record.negated:
@@ -161,7 +176,7 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
     return {"x": gradient, **chained}
 
 
-def _shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) -> Array:
+def shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) -> Array:
     """The gradient summed back over the axes along which `value` was broadcast."""
     shape = tuple(getattr(value, "shape", ()))
     padded = (1,) * (gradient.ndim - len(shape)) + shape
