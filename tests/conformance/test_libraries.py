@@ -70,6 +70,17 @@ def test_jax_dtypes_and_vmap():
     assert np.array_equal(jax.grad(normx.logsumexp)(jax.numpy.full(2, -np.inf)), [0.0, 0.0])
 
 
+def test_jax_compiled_functions_refuse_the_values_that_are_known():
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.asarray([[1.0, 2.0], [0.0, 4.0]])
+    for cold in (-1.0, np.float32(-1.0), jax.numpy.full((2, 1), -1.0)):
+        with pytest.raises(ValueError, match=r"softmax: `temperature` must be .* at least 0"):
+            jax.jit(lambda a, t=cold: normx.softmax(a, temperature=t))(x)
+    # What a tracer stands for is not known, and goes on as it is.
+    traced = jax.jit(lambda a, t: normx.softmax(a, temperature=t))(x, -1.0)
+    assert traced.shape == x.shape
+
+
 def test_dask_unknown_chunk_sizes_are_refused_with_the_cure():
     array = pytest.importorskip("dask.array")
     x = array.from_array(np.zeros((4, 3)), chunks=2)
