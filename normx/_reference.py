@@ -42,7 +42,7 @@ class ReferenceBackend(Backend):
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
         ) -> tuple[Any, str]:
             with plan.library.quiet():
-                y = compute(plan, x, where, parameters)
+                y = plan.library.computed(compute, plan, x, where, parameters)
             if out is None:
                 return y, kernel
             plan.library.assign(out, y)

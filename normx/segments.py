@@ -376,29 +376,12 @@ def _computed_in_blocks(
     parameters: Mapping[str, Any],
 ) -> tuple[Array, str]:
     """The same on Dask, in chunks that hold whole rows."""
-    plan = prepared.plan
-    x = x.rechunk({plan.axis[0]: -1})
-    blocks, names = [x], []
-    for name, array in {"where": where, **parameters}.items():
-        if hasattr(array, "map_blocks"):
-            chunks = tuple(
-                there if here != 1 else (1,)
-                for here, there in zip(array.shape, x.chunks, strict=True)
-            )
-            blocks.append(array.rechunk(chunks))
-            names.append(name)
-    numeric = {name: value for name, value in parameters.items() if name not in names}
-    block = partial(
-        _block, numbers, plan.axis[0], tuple(names), numeric | {"softcap": plan.softcap}
-    )
-    meta = np.empty((0,) * x.ndim, x.dtype)
-    y = x.map_blocks(block, *blocks[1:], dtype=x.dtype, meta=meta)
-    return y, f"{NAME}_formula__{plan.library.name}"
+    plan, library = prepared.plan, prepared.plan.library
+    keywords = {"where": where, "softcap": plan.softcap, **parameters}
+    f = partial(_of_rows, axis=plan.axis[0], offsets=numbers)
+    y = library.map_rows(f, x, plan.axis, keywords)  # type: ignore[attr-defined]
+    return y, f"{NAME}_formula__{library.name}"
 
 
-def _block(
-    numbers: Array, axis: int, names: tuple[str, ...], keywords: Mapping[str, Any], *blocks: Array
-) -> Array:
-    arrays = dict(zip(names, blocks[1:], strict=True))
-    options = {**keywords, **arrays}
-    return segment_softmax(blocks[0], numbers, axis=axis, backend="reference", **options)
+def _of_rows(x: Array, *, offsets: Array, **keywords: Any) -> Array:
+    return segment_softmax(x, offsets, backend="reference", **keywords)

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 import normx
+from normx._record import registry
+
+RECORDS = [record for record in registry().values() if not record.random]
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +100,47 @@ def test_dask_arrays_stay_lazy_and_keep_their_chunks():
     assert y.chunks == x.chunks
     want = normx.softmax(x.compute(), where=x.compute() > -1.0)
     np.testing.assert_allclose(y.compute(), want, rtol=1e-14)
+
+
+@pytest.mark.parametrize("chunks", [(2, 12), (3, 7)], ids=str)
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_dask_chunks_of_any_shape_give_the_same(record, chunks):
+    array = pytest.importorskip("dask.array")
+    rng = np.random.default_rng(0)
+    x, where = rng.normal(size=(6, 12)), rng.random((6, 12)) < 0.7
+    where[1], x[2, 3], x[3] = False, np.inf, -np.inf
+    lazy = array.from_array(x, chunks=chunks)
+    t = np.array([[0.3], [1.0], [2.0]] * 2)
+    options = [{}, {"where": where, "temperature": t}, {"empty": "uniform", "softcap": 2.0}]
+    options += [{"sink": rng.normal(size=(6, 3))}, {"sink": rng.normal(size=12)}]
+    b = rng.random((6, 12))
+    options += [{"where": where, "b": b, "keepdims": True}, {"b": b[:, :1], "return_sign": True}]
+    for chosen in options:
+        keywords = {"axis": -1, **record.example, **chosen}
+        if not set(keywords) <= set(record.keywords):
+            continue
+        arrays = {k: array.asarray(v) if np.ndim(v) else v for k, v in keywords.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(array.Array, "compute", lambda *a, **k: pytest.fail("computed"))
+            y = record.function(lazy, **arrays)
+        want = record.function(x, backend="reference", **keywords)
+        pairs = [value if isinstance(value, tuple) else (value,) for value in (y, want)]
+        for got, value in zip(*pairs, strict=True):
+            assert got.dtype == value.dtype and got.shape == value.shape
+            rtol = 2 * record.ulp["float64"] * np.finfo(np.float64).eps
+            np.testing.assert_allclose(got.compute(), value, rtol=rtol, atol=1e-15)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_dask_a_chunk_of_whole_rows_is_one_task(record):
+    array = pytest.importorskip("dask.array")
+    cloudpickle = pytest.importorskip("cloudpickle")  # what Dask sends to other processes
+    x = array.ones((6, 4), chunks=(2, 4))
+    y = record.function(x, axis=-1, **record.example)
+    masks = 2 if "where" in record.example else 0
+    assert len(y.dask) - len(x.dask) <= 3 + masks
+    sent = cloudpickle.loads(cloudpickle.dumps(y))
+    assert np.array_equal(sent.compute(scheduler="sync"), y.compute())
 
 
 def test_sparse_fill_values_are_part_of_the_plan():
