@@ -2,7 +2,7 @@
 
 A row that lies in one chunk is computed there, by one task.  Of a row that is cut, the
 formula's reductions are Dask's, which merge what they find in the chunks; a formula
-without such reductions (sparsemax, entmax, ...) gathers the row in one chunk first.
+without such reductions (sparsemax, entmax, ...) gathers the row in one chunk meanwhile.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class DaskLibrary(ArrayAPILibrary):
         *,
         keeps: bool = True,
     ) -> Any:
-        """``f(x, **keywords)``, one task for each chunk of rows; of the dtype of `x`.
+        """``f(x, **keywords)``, one task for each chunk of rows; dtype and chunks as `x` has.
 
         Parameters
         ----------
@@ -90,7 +90,7 @@ class DaskLibrary(ArrayAPILibrary):
             Takes NumPy's arrays, or whatever the chunks are; picklable.
         x : dask.array.Array
         axis : tuple of int
-            The axes that form a row; chunks are joined along them.
+            The axes that form a row; chunks are joined along them, and cut again.
         keywords : mapping
             Arrays among them have as many axes as `x`.
         keeps : bool
@@ -99,7 +99,7 @@ class DaskLibrary(ArrayAPILibrary):
         from dask.array import blockwise
         from dask.array.utils import meta_from_array
 
-        x = x.rechunk(dict.fromkeys(axis, -1))
+        given, x = x.chunks, x.rechunk(dict.fromkeys(axis, -1))
         index = tuple(range(x.ndim))
         pairs: list[Any] = [x, index]
         names, others = [], {}
@@ -116,7 +116,8 @@ class DaskLibrary(ArrayAPILibrary):
         left = tuple(i for i in index if keeps or i not in axis)
         meta = meta_from_array(x, ndim=len(left), dtype=x.dtype)
         block = partial(_block, f, tuple(names), others)
-        return blockwise(block, left, *pairs, dtype=x.dtype, meta=meta, concatenate=True)
+        y = blockwise(block, left, *pairs, dtype=x.dtype, meta=meta, concatenate=True)
+        return y.rechunk(given) if keeps else y
 
 
 def _block(

@@ -591,7 +591,7 @@ def _expm1_terms(row: Row) -> Array:
     """``expm1(z)`` relative to ``exp(max z)``: nothing overflows, and nothing cancels."""
     xp, relative = row.xp, row.centred.relative
     z = row.tempered.hi
-    near = -xp.expm1(-xp.where(row.present, z, 0.0))
+    near = arithmetic.complement(xp, xp.where(row.present, z, 0.0))
     return arithmetic.exp(xp, relative) * near
 
 
