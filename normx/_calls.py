@@ -36,11 +36,14 @@ def known_keywords(function: F) -> F:
     return cast(F, checked_call)
 
 
-def checked(function: str, x: Any, /, **keywords: Any) -> tuple[Library, Array, Prepared]:
+def checked(
+    function: str, x: Any, /, *, keep_neutral: bool = False, **keywords: Any
+) -> tuple[Library, Array, Prepared]:
     """Check scores and shared options as `softmax` does, in the name of another function."""
     record = replace(record_of(softmax), name=function)
     library, x = _arrive(record, x)
-    return library, x, prepare(record, library, x, keywords, library_of)
+    prepared = prepare(record, library, x, keywords, library_of, keep_neutral=keep_neutral)
+    return library, x, prepared
 
 
 def single_axis(function: str, axis: Any) -> None:

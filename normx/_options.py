@@ -125,7 +125,8 @@ _RETURNS = """array
 _RAISES = """TypeError
     If an argument is of the wrong kind, or an explicit `backend` cannot take `x`.
 ValueError
-    If an argument has a wrong value or shape.
+    If an argument has a wrong value or shape.  The values of arrays are looked at where
+    that is possible: not while they are traced, nor in lazy arrays.
 numpy.exceptions.AxisError
     If `axis` does not exist or is repeated; both a ValueError and an IndexError."""
 

@@ -170,7 +170,7 @@ class Record:
         Whether left-out entries take the score ``fill``, and have weights.
     at_infinity : {"share", "indicator", "pointwise"}
         What becomes of a row with scores of +inf: the mass is shared among them; the
-        formula of a row of ones (for +inf) and zeros; or just the formula.
+        limit of the formula as these grow together and the rest is 0; or just the formula.
     random : bool
         Whether the formula takes noise: a parameter ``uniform`` with numbers in (0, 1)
         of the shape of `x`, drawn from the keyword `rng`.

@@ -43,7 +43,7 @@ class ReferenceBackend(Backend):
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
         ) -> tuple[Any, str]:
             with plan.library.quiet():
-                y = compute(plan, x, where, parameters)
+                y = plan.library.computed(compute, plan, x, where, parameters)
             if out is None:
                 return y, kernel
             plan.library.assign(out, y)
@@ -96,12 +96,7 @@ def row_of(
         scores = xp.where(where, scores, -xp.inf)
     row = Row(library, xp, scores, where, plan.axis, temperature, dtype)
     if plan.record.fills and where is not None:
-        # The temperature does not apply to what is filled in.
-        fill = arrays["fill"]
-        if temperature is not None:
-            t = xp.where(xp.isfinite(temperature) & xp.isfinite(fill), temperature, 1.0)
-            fill = fill * t
-        row = replace(row, scores=xp.where(where, scores, fill))
+        row = replace(row, scores=xp.where(where, scores, arrays["fill"]))
     if plan.record.massless is not None:
         massless = plan.record.massless(row.tempered.hi, **arrays, **plan.constants)
         row = row.without(massless)
@@ -178,22 +173,30 @@ def gradients_of(
     if record.kind == "normalizer":
         cotangent = xp.where(row.present, cotangent, 0.0)
     cotangent = xp.where(row.empty, 0.0, cotangent)
-    gradients = record.vjp(row, cotangent, **own, **plan.constants)
-    return gradients | _through_options(plan, row, x, gradients["x"])
+    gradients = at_rest(record, row, record.vjp(row, cotangent, **own, **plan.constants))
+    return gradients | through_options(plan, row, x, gradients["x"])
 
 
-def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str, Array]:
+def at_rest(record: Record, row: Row, gradients: dict[str, Array]) -> dict[str, Array]:
+    """The gradients, 0 in rows that nothing moves: empty ones, and those at their limit."""
+    still = row.empty
+    if record.kind == "normalizer" and record.at_infinity != "pointwise":
+        still = still | (row.maximum == row.xp.inf)
+    return {name: row.xp.where(still, 0.0, gradient) for name, gradient in gradients.items()}
+
+
+def through_options(plan: Plan, row: Row, x: Array, gradient: Array) -> dict[str, Array]:
     """The chain from the normalizer's scores back through temperature, softcap and mask."""
     xp = row.xp
     if row.kept is not None:
         gradient = xp.where(row.kept, gradient, 0.0)
-    still = row.empty
-    if plan.record.kind == "normalizer" and plan.record.at_infinity != "pointwise":
-        still = still | (row.maximum == xp.inf)  # at its limit, the row does not move
-    gradient = xp.where(still, 0.0, gradient)
     chained: dict[str, Array] = {}
     if row.temperature is not None:
-        t = xp.where(row.temperature == 0, xp.inf, row.temperature)
+        t = row.temperature
+        # At these the row is at its limit too, where it does not hold NaN.
+        limit = (t == 0) | (t == xp.inf)
+        gradient = xp.where(limit & ~xp.isnan(row.maximum), 0.0, gradient)
+        t = xp.where(limit, 1.0, t)
         # Infinite scores do not move with the temperature.  Where a shift changes nothing
         # the sum of the gradient is 0, and the scores may be taken relative to their maximum:
         # their own size would drown the differences.
@@ -202,7 +205,8 @@ def _through_options(plan: Any, row: Any, x: Array, gradient: Array) -> dict[str
         )
         origin = xp.where(xp.isfinite(row.maximum), row.maximum, 0.0)
         scores = row.scores - origin if invariant else row.scores
-        moment = row.sum(gradient * xp.where(xp.isfinite(scores), scores, 0.0))
+        infinite = xp.isinf(scores)
+        moment = row.sum(xp.where(infinite, 0.0, gradient) * xp.where(infinite, 0.0, scores))
         chained["temperature"] = -moment / t / t
         gradient = gradient / t
     if plan.record.negated:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -62,6 +62,11 @@ class Row:
     def without(self, condition: Array) -> Row:
         """The row with the entries that fulfil `condition` left out."""
         return replace(self, scores=self.xp.where(condition, -self.xp.inf, self.scores))
+
+    def within(self, top: Array) -> Row:
+        """The row as a part of one whose maximum is `top`."""
+        given = {entry.name: getattr(self, entry.name) for entry in fields(Row)}
+        return _Part(**given, top=top)
 
     def shared(self) -> Row:
         """The row with only the entries of +inf, made 1, where there are any."""
@@ -143,3 +148,14 @@ class Row:
     def empty(self) -> Array:
         """Rows without any score above -inf."""
         return self.maximum == -self.xp.inf
+
+
+@dataclass(frozen=True)
+class _Part(Row):
+    """A part of a row, measured against the maximum of the whole."""
+
+    top: Array = None
+
+    @property
+    def maximum(self) -> Array:
+        return self.top

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from normx._dispatch import _arrive, choose_gradient, library_of, traced
 from normx._errors import described, wrong
-from normx._plan import FLOATS, INTEGERS, prepare
+from normx._plan import FLOATS, INTEGERS, Plan, prepare
 from normx._record import record_of
 from normx.plugins import dtype_name
 
@@ -92,10 +92,7 @@ def vjp(
         drawn = {"rng": library.copy_of_rng(again["rng"])} if "rng" in again else {}
         scores, where, arrays = prepared.arguments(x, {**again, **drawn})
         if 0 in plan.shape:
-            return {
-                name: library.full(tuple(getattr(v, "shape", ())), 0.0, plan.dtype, x)
-                for name, v in {"x": x, **passed}.items()
-            }
+            return of_nothing(plan, x, passed)
         xp = library.namespace()
         dy = xp.reshape(dy, plan.result_shape)
         if dtype_name(dy.dtype) not in FLOATS:
@@ -107,7 +104,7 @@ def vjp(
             gradients |= {name: still for name in passed if name not in gradients}
         traced(f"vjp({record.name})", by, kernel)
         return {
-            name: _shaped_as(
+            name: shaped_as(
                 library,
                 xp,
                 gradient[..., 0] if prepared.expand else gradient,
@@ -121,7 +118,15 @@ def vjp(
     return y, pullback
 
 
-def _shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) -> Array:
+def of_nothing(plan: Plan, x: Array, passed: Mapping[str, Any]) -> dict[str, Array]:
+    """The gradients where there are no scores: zeros."""
+    return {
+        name: plan.library.full(tuple(getattr(value, "shape", ())), 0.0, plan.dtype, x)
+        for name, value in {"x": x, **passed}.items()
+    }
+
+
+def shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) -> Array:
     """The gradient summed back over the axes along which `value` was broadcast."""
     shape = tuple(getattr(value, "shape", ()))
     padded = (1,) * (gradient.ndim - len(shape)) + shape

@@ -8,31 +8,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from normx._arithmetic import Double, exp, two_sum
 from normx._calls import check_backend, checked, dense, known_keywords, note
 from normx._dispatch import library_of
 from normx._errors import described, wrong
 from normx._options import ArrayLike, Axis
 from normx._record import record_of
 from normx._reference import row_of
-from normx._row import Row
 from normx.normalizers.softmax import log_softmax, softmax
 from normx.plugins import Library, dtype_name
 from normx.states import MAX_SUM, MaxSum
 
 Array = Any
 ArrayT = TypeVar("ArrayT")
-
-
-@dataclass(frozen=True)
-class _Block(Row):
-    """A block of scores that is measured against the maximum of the whole row."""
-
-    top: Array = None
-
-    @property
-    def maximum(self) -> Array:
-        return self.top
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +74,10 @@ class SoftmaxState:
 
     maximum: Array
     sum: Array
-    _excess: Array = field(default=None, repr=False)
+    _excess: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Find the excess of a state that is made from its two numbers."""
-        if self._excess is not None:
-            return
         arrays = {}
         for name in ("maximum", "sum"):
             value = getattr(self, name)
@@ -154,7 +139,7 @@ class SoftmaxState:
         dtype = max(dtype_name(s.maximum.dtype) for s in (self, other))
         wide = max(dtype_name(s._excess.dtype) for s in (self, other))
         with library.quiet():
-            merged = _merged(library.namespace(), self._words(wide), other._words(wide))
+            merged = MAX_SUM.merge(library.namespace(), self._words(wide), other._words(wide))
         return _state(library, merged, dtype)
 
     def logsumexp(self) -> Array:
@@ -269,8 +254,7 @@ class SoftmaxState:
             if prepared.expand:
                 words = MaxSum(*(word[..., None] for word in words))
             # Against the maximum of the whole: the difference is exact, and rounded once.
-            given = {entry.name: getattr(row, entry.name) for entry in fields(Row)}
-            y = record.apply(_Block(**given, top=words.maximum), words)
+            y = record.apply(row.within(words.maximum), words)
             zero = -row.xp.inf if record.log_space else 0.0
             y = y if kept is None else row.xp.where(kept, y, zero)
             y = library.cast(row.xp.where(words.maximum == -row.xp.inf, zero, y), plan.dtype)
@@ -356,25 +340,15 @@ def softmax_state(
 def _state(library: Library, words: MaxSum, dtype: str) -> SoftmaxState:
     """A state whose numbers are rounded, and whose excess is as it was computed."""
     maximum, sum_ = (library.cast(word, dtype) for word in (words.maximum, 1.0 + words.excess))
-    return SoftmaxState(library.finish(maximum), library.finish(sum_), words.excess)
+    return _whole(library.finish(maximum), library.finish(sum_), words.excess)
 
 
-def _merged(xp: Any, a: MaxSum, b: MaxSum) -> MaxSum:
-    """The state of both, the difference of their maxima being exact.
-
-    Rounded, it would cost the excess of a peaked row, and the logarithm that hangs on
-    it, half a last place for every unit of the difference.
-    """
-    maximum = xp.maximum(a.maximum, b.maximum)
-    a_wins = a.maximum == maximum
-    lower = xp.where(a_wins, b.maximum, a.maximum)
-    finite = xp.isfinite(lower) & xp.isfinite(maximum)
-    distance = two_sum(xp.where(finite, lower, 0.0), -xp.where(finite, maximum, 0.0))
-    limit = xp.where(lower < maximum, -xp.inf, xp.where(lower == maximum, 0.0, maximum))
-    hi = xp.where(finite, distance.hi, limit)
-    distance = Double(hi, xp.where(hi > -xp.inf, distance.lo, 0.0))
-    more = 1.0 + xp.where(a_wins, b.excess, a.excess)
-    return MaxSum(maximum, xp.where(a_wins, a.excess, b.excess) + more * exp(xp, distance))
+def _whole(*parts: Any) -> SoftmaxState:
+    """A state of its parts, which are not looked at: JAX also makes trees of other things."""
+    state = object.__new__(SoftmaxState)
+    for entry, part in zip(fields(SoftmaxState), parts, strict=True):
+        object.__setattr__(state, entry.name, part)
+    return state
 
 
 def _home(x: Array) -> Library:
@@ -409,11 +383,4 @@ def _make_known(library: Library) -> None:
     def parts(state: SoftmaxState) -> tuple[tuple[Array, ...], None]:
         return (state.maximum, state.sum, state._excess), None
 
-    def whole(_: None, children: tuple[Array, ...]) -> SoftmaxState:
-        # JAX also builds trees of other things than arrays: nothing is checked here.
-        state = object.__new__(SoftmaxState)
-        for name, child in zip(("maximum", "sum", "_excess"), children, strict=True):
-            object.__setattr__(state, name, child)
-        return state
-
-    register_pytree_node(SoftmaxState, parts, whole)
+    register_pytree_node(SoftmaxState, parts, lambda _, children: _whole(*children))

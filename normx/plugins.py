@@ -224,6 +224,17 @@ class Library(ABC):
         """The ways in which a function of one array can be run: eagerly, compiled, ..."""
         return {"eager": lambda f: f}
 
+    def computed(
+        self,
+        formula: Callable[..., Any],
+        plan: Plan,
+        x: Array,
+        where: Array | None,
+        parameters: Mapping[str, Any],
+    ) -> Any:
+        """``formula(plan, x, where, parameters)``, in whatever parts suit the library."""
+        return formula(plan, x, where, parameters)
+
     def quiet(self) -> AbstractContextManager[Any]:
         """Silences the library's floating-point warnings: infinities are policy here."""
         return nullcontext()

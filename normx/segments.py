@@ -15,8 +15,9 @@ from normx._dispatch import library_of
 from normx._errors import described, wrong
 from normx._options import ArrayLike
 from normx._plan import INTEGERS, Plan, Prepared
-from normx._reference import row_of, states_of, with_policies
+from normx._reference import at_rest, row_of, states_of, through_options, with_policies
 from normx._row import Row
+from normx._vjp import of_nothing, shaped_as
 from normx.plugins import Library, dtype_name
 
 Array = Any
@@ -220,13 +221,13 @@ def segment_softmax_vjp(
     y : array
         ``segment_softmax(x, offsets, **params)``.
     pullback : callable
-        ``pullback(dy)`` gives a dict with the gradient of ``sum(y * dy)`` under ``"x"``.
+        ``pullback(dy)`` gives a dict with the gradient of ``sum(y * dy)`` under ``"x"``,
+        and under ``"temperature"`` if that was passed.
 
     Raises
     ------
     TypeError, ValueError
-        What `segment_softmax` raises; TypeError for a temperature, a softcap and for
-        Dask, whose gradients it does not have.
+        What `segment_softmax` raises; TypeError for Dask, whose gradients it does not have.
 
     Examples
     --------
@@ -235,16 +236,14 @@ def segment_softmax_vjp(
     >>> pullback([1.0, 0.0, 1.0])["x"]
     array([ 0.25, -0.25,  0.  ])
     """
-    for word in ("temperature", "softcap"):
-        if word in params:
-            wanted = "absent from a gradient of segments"
-            raise wrong(TypeError, f"{NAME}_vjp", word, described(params[word]), wanted)
     y = segment_softmax(x, offsets, **params)
-    shared = {word: params[word] for word in ("where",) if word in params}
-    library, x, prepared = checked(NAME, x, axis=params.get("axis", -1), **shared)
+    keywords = {"axis": -1} | {word: params[word] for word in params if word != "backend"}
+    library, x, prepared = checked(NAME, x, keep_neutral=True, **keywords)
     if hasattr(x, "map_blocks"):
         raise wrong(TypeError, f"{NAME}_vjp", "x", "a Dask array", "an array in memory")
-    (along,) = prepared.plan.axis
+    plan = prepared.plan
+    passed = {name: params[name] for name in plan.parameters}
+    (along,) = plan.axis
     offsets, numbers = _checked_offsets(library, offsets, x.shape[along])
 
     def pullback(dy: Array) -> dict[str, Array]:
@@ -252,12 +251,21 @@ def segment_softmax_vjp(
         if library_of(dy) is not library or tuple(dy.shape) != tuple(x.shape):
             wanted = f"an array of {library.name} of shape {tuple(x.shape)}"
             raise wrong(ValueError, f"{NAME}_vjp", "dy", described(dy), wanted)
+        if 0 in plan.shape:
+            return of_nothing(plan, x, passed)
+        scores, where, parameters = prepared.arguments(x, {"where": None} | keywords)
         with library.quiet():
-            row, weights = _row_in_segments(prepared, offsets, numbers, x, shared)
+            row, weights = _weights(plan, offsets, numbers, scores, where, parameters)
             dy = library.cast(dy, row.dtype)
             dy = dy if row.kept is None else row.xp.where(row.kept, dy, 0.0)
-            gradient = weights * (dy - row.sum(weights * dy))
-            return {"x": library.cast(gradient, prepared.plan.dtype)}
+            gradients = {"x": weights * (dy - row.sum(weights * dy))}
+            gradients = at_rest(plan.record, row, gradients)
+            # Summed over all segments of the axis.
+            gradients |= through_options(plan, row.within(row.maximum), scores, gradients["x"])
+        return {
+            name: shaped_as(library, row.xp, gradients[name], value, plan.dtype)
+            for name, value in {"x": x, **passed}.items()
+        }
 
     return y, pullback
 
@@ -265,17 +273,21 @@ def segment_softmax_vjp(
 segment_softmax.vjp = segment_softmax_vjp  # type: ignore[attr-defined]  # for `normx.vjp`
 
 
-def _row_in_segments(
-    prepared: Prepared, offsets: Array, numbers: Array | None, x: Array, keywords: Any
+def _weights(
+    plan: Plan,
+    offsets: Array,
+    numbers: Array | None,
+    x: Array,
+    where: Array | None,
+    parameters: Mapping[str, Any],
 ) -> tuple[Row, Array]:
     """Rows that see one segment at a time, and their weights, in the arithmetic's dtype."""
-    scores, where, parameters = prepared.arguments(x, {"where": None} | keywords)
-    plan, library = prepared.plan, prepared.plan.library
-    row, own = row_of(plan, scores, where, parameters)
-    segments = _segments(library, x, offsets, numbers, plan.shape[plan.axis[0]])
+    record = plan.record
+    row, own = row_of(plan, x, where, parameters)
+    segments = _segments(plan.library, x, offsets, numbers, plan.shape[plan.axis[0]])
     given = {entry.name: getattr(row, entry.name) for entry in fields(Row)}
     row = _SegmentedRow(**given, segments=segments)
-    y = plan.record.apply(row, *states_of(plan.record, (row,), own), **own)
+    y = record.apply(row, *states_of(record, (row,), own), **own)
     return row, with_policies(plan, row, y)
 
 
@@ -346,18 +358,13 @@ def _computed(
     parameters: Mapping[str, Any],
 ) -> tuple[Array, str]:
     """The record's own formula, on rows that see one segment at a time."""
-    library, record = plan.library, plan.record
+    library = plan.library
     kernel = f"{NAME}_formula__{library.name}"
     if 0 in plan.shape:
         return library.full(plan.shape, 0.0, plan.dtype, x), kernel
-    (axis,) = plan.axis
     with library.quiet():
-        row, own = row_of(plan, x, where, parameters)
-        segments = _segments(library, x, offsets, numbers, plan.shape[axis])
-        given = {entry.name: getattr(row, entry.name) for entry in fields(Row)}
-        row = _SegmentedRow(**given, segments=segments)
-        y = record.apply(row, *states_of(record, (row,), own), **own)
-        return library.cast(with_policies(plan, row, y), plan.dtype), kernel
+        _, y = _weights(plan, offsets, numbers, x, where, parameters)
+        return library.cast(y, plan.dtype), kernel
 
 
 def _computed_in_blocks(
@@ -369,29 +376,12 @@ def _computed_in_blocks(
     parameters: Mapping[str, Any],
 ) -> tuple[Array, str]:
     """The same on Dask, in chunks that hold whole rows."""
-    plan = prepared.plan
-    x = x.rechunk({plan.axis[0]: -1})
-    blocks, names = [x], []
-    for name, array in {"where": where, **parameters}.items():
-        if hasattr(array, "map_blocks"):
-            chunks = tuple(
-                there if here != 1 else (1,)
-                for here, there in zip(array.shape, x.chunks, strict=True)
-            )
-            blocks.append(array.rechunk(chunks))
-            names.append(name)
-    numeric = {name: value for name, value in parameters.items() if name not in names}
-    block = partial(
-        _block, numbers, plan.axis[0], tuple(names), numeric | {"softcap": plan.softcap}
-    )
-    meta = np.empty((0,) * x.ndim, x.dtype)
-    y = x.map_blocks(block, *blocks[1:], dtype=x.dtype, meta=meta)
-    return y, f"{NAME}_formula__{plan.library.name}"
+    plan, library = prepared.plan, prepared.plan.library
+    keywords = {"where": where, "softcap": plan.softcap, **parameters}
+    f = partial(_of_rows, axis=plan.axis[0], offsets=numbers)
+    y = library.map_rows(f, x, plan.axis, keywords)  # type: ignore[attr-defined]
+    return y, f"{NAME}_formula__{library.name}"
 
 
-def _block(
-    numbers: Array, axis: int, names: tuple[str, ...], keywords: Mapping[str, Any], *blocks: Array
-) -> Array:
-    arrays = dict(zip(names, blocks[1:], strict=True))
-    options = {**keywords, **arrays}
-    return segment_softmax(blocks[0], numbers, axis=axis, backend="reference", **options)
+def _of_rows(x: Array, *, offsets: Array, **keywords: Any) -> Array:
+    return segment_softmax(x, offsets, backend="reference", **keywords)

@@ -54,14 +54,11 @@ class MaxSumMonoid:
     def merge(self, xp: Any, a: MaxSum, b: MaxSum) -> MaxSum:
         maximum = xp.maximum(a.maximum, b.maximum)
         a_wins = a.maximum == maximum
-        a_weight = xp.exp(gap(xp, a.maximum, maximum))
-        b_weight = xp.exp(gap(xp, b.maximum, maximum))
-        excess = xp.where(
-            a_wins,
-            a.excess + (1.0 + b.excess) * b_weight,
-            b.excess + (1.0 + a.excess) * a_weight,
-        )
-        return MaxSum(maximum, excess)
+        # Rounded, the difference would cost the excess of a peaked row, and the logarithm
+        # that hangs on it, half a last place for every unit of it.
+        distance = gap(xp, xp.where(a_wins, b.maximum, a.maximum), maximum)
+        lower = (1.0 + xp.where(a_wins, b.excess, a.excess)) * arithmetic.exp(xp, distance)
+        return MaxSum(maximum, xp.where(a_wins, a.excess, b.excess) + lower)
 
 
 class MaxSumMoment(NamedTuple):
@@ -94,9 +91,9 @@ class MaxSumMomentMonoid:
         moment = xp.zeros_like(whole.excess)
         for part in (a, b):
             distance = gap(xp, part.maximum, whole.maximum)
-            near = distance > -xp.inf
-            shift = xp.where(near, distance, 0.0) * (1.0 + part.excess)
-            moment = moment + xp.where(near, xp.exp(distance) * (part.moment + shift), 0.0)
+            near, weight = distance.hi > -xp.inf, arithmetic.exp(xp, distance)
+            shift = xp.where(near, distance.hi, 0.0) * (1.0 + part.excess)
+            moment = moment + xp.where(near, weight * (part.moment + shift), 0.0)
         return MaxSumMoment(*whole, moment)
 
 
@@ -115,8 +112,8 @@ class MaxTotalMonoid:
 
     def merge(self, xp: Any, a: MaxTotal, b: MaxTotal) -> MaxTotal:
         maximum = xp.maximum(a.maximum, b.maximum)
-        a_total = a.total * xp.exp(gap(xp, a.maximum, maximum))
-        b_total = b.total * xp.exp(gap(xp, b.maximum, maximum))
+        a_total = a.total * arithmetic.exp(xp, gap(xp, a.maximum, maximum))
+        b_total = b.total * arithmetic.exp(xp, gap(xp, b.maximum, maximum))
         return MaxTotal(maximum, a_total + b_total)
 
 
@@ -202,10 +199,12 @@ def share(xp: Any, scale: Array, whole: Array) -> Array:
     return xp.where(equal, 1.0, xp.where(equal, 0.0, scale) / xp.where(equal, 1.0, whole))
 
 
-def gap(xp: Any, level: Array, maximum: Array) -> Array:
-    """``level - maximum``, 0 where they are equal, infinities included."""
+def gap(xp: Any, level: Array, maximum: Array) -> Double:
+    """``level - maximum``, exactly; 0 where they are equal, infinities included."""
     equal = level == maximum
-    return xp.where(equal, 0.0, level - xp.where(equal, 0.0, maximum))
+    above, below = xp.where(equal, 0.0, level), -xp.where(equal, 0.0, maximum)
+    zero = xp.zeros_like(above)
+    return arithmetic.added(xp, Double(above, zero), Double(below, zero))
 
 
 MAX_SUM = MaxSumMonoid()

@@ -1,4 +1,9 @@
-"""sparse: arrays that store the entries which differ from a fill value."""
+"""sparse: arrays that store the entries which differ from a fill value.
+
+What is missing is -inf: left out, with weight 0.  Refused is whatever would give these
+entries other values than one for all: parameters besides the temperature, softcap, and equal
+weights for empty rows (``empty="uniform"``); and records that negate scores or add noise.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +46,14 @@ class SparseLibrary(ArrayAPILibrary):
         return x.todense() if hasattr(x, "todense") else np.asarray(x)
 
     def unsupported(self, plan: Plan) -> str | None:
-        if plan.parameters - {"temperature"} or plan.softcap or plan.empty == "uniform":
-            return "a sparse array has one fill value, which these would change; pass x.todense()"
+        changes = sorted(plan.parameters - {"temperature"})
+        changes += ["softcap"] if plan.softcap is not None else []
+        changes += ["empty='uniform'"] if plan.empty == "uniform" else []
+        if changes:
+            return (
+                "a sparse array has one fill value, and its missing entries get other values "
+                f"with {', '.join(changes)}; pass x.todense()"
+            )
         if plan.record.negated or plan.record.random:
             return "what is missing is -inf here and would not be left out; pass x.todense()"
         return None

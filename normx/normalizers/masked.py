@@ -122,19 +122,31 @@ def inhibited_softmax(
     """
 
 
+def _kept_and_filled(row: Row) -> tuple[Row, Row]:
+    """The row without what is filled in; and that alone, to which no temperature applies."""
+    kept = row.xp.ones_like(row.present) if row.kept is None else row.kept
+    return row.without(~kept), replace(row.without(kept), temperature=None)
+
+
+def _masked_lift(row: Row, *, fill: Array) -> MaxSum:
+    kept, filled = _kept_and_filled(row)
+    return MAX_SUM.merge(row.xp, MAX_SUM.lift(kept), MAX_SUM.lift(filled))
+
+
 def _masked(row: Row, state: MaxSum, *, fill: Array) -> Array:
-    return weights(row, state)
+    kept, filled = (weights(part, state) for part in _kept_and_filled(row))
+    return kept if row.kept is None else row.xp.where(row.kept, kept, filled)
 
 
 def _masked_vjp(row: Row, cotangent: Array, *, fill: Array) -> dict[str, Array]:
-    gradient = softmax_vjp(row, cotangent)
-    if row.kept is None:
-        return gradient
-    return gradient | {"fill": row.sum(row.xp.where(row.kept, 0.0, gradient["x"]))}
+    y = _masked(row, _masked_lift(row, fill=fill), fill=fill)
+    gradient = y * (cotangent - row.sum(y * cotangent))
+    filled = gradient * 0.0 if row.kept is None else row.xp.where(row.kept, 0.0, gradient)
+    return {"x": gradient, "fill": row.sum(filled)}
 
 
 @normalizer(
-    stages=STAGES,
+    stages=(Stage(_masked_lift, MAX_SUM),),
     apply=_masked,
     definition=lambda m, x, fill: m.exp(x) / m.sum(m.exp(x)),
     vjp=_masked_vjp,

@@ -2,7 +2,7 @@ r"""The logistic function with a bias that follows the length, and the standard 
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, Unpack
+from typing import Any, NamedTuple, TypeVar, Unpack
 
 from normx import _arithmetic as arithmetic
 from normx import laws
@@ -196,6 +196,16 @@ def _deviation(row: Row, mean: Mean) -> Array:
     return xp.where(row.present, difference.hi + (difference.lo - mean.mean.lo), 0.0)
 
 
+class _Standard(NamedTuple):
+    """Deviations and their root mean square relative to a scale: squares do not overflow."""
+
+    flat: Array
+    scale: Array
+    spread: Array
+    divisor: Array
+    deviation: Array
+
+
 def _lift_mean(row: Row, top: Array, *, eps: Array) -> Mean:
     return MEAN.lift(row.indicated(top))
 
@@ -209,31 +219,34 @@ def _lift_squares(row: Row, top: Array, mean: Mean, *, eps: Array) -> PowerSum:
     return PowerSum(scale, row.sum(ratio * ratio), 2)
 
 
-def _zscore(row: Row, top: Array, mean: Mean, squares: PowerSum, *, eps: Array) -> Array:
-    xp = row.xp
+def _over_spread(row: Row, top: Array, mean: Mean, squares: PowerSum, eps: Array) -> _Standard:
+    xp, t = row.xp, row.temperature
     flat = squares.total == 0  # all scores equal: the result is 0 whatever they are
     scale = xp.where(flat, 1.0, squares.scale)
     variance = squares.total / xp.where(mean.count == 0, 1.0, mean.count)
     spread = xp.sqrt(xp.where(flat, 1.0, variance))
-    if row.temperature is not None:
-        eps = eps * row.temperature
-    d = _deviation(row.indicated(top), mean)
-    return xp.where(flat, 0.0, d / scale / (spread + eps / scale))
+    # Beside an infinite spread eps is nothing; it is added after the temperature.
+    eps = xp.where((eps == 0) | (top == xp.inf), 0.0, eps * (1.0 if t is None else t))
+    deviation = _deviation(row.indicated(top), mean) / scale
+    return _Standard(flat, scale, spread, spread + eps / scale, deviation)
+
+
+def _zscore(row: Row, top: Array, mean: Mean, squares: PowerSum, *, eps: Array) -> Array:
+    z = _over_spread(row, top, mean, squares, eps)
+    return row.xp.where(z.flat, 0.0, z.deviation / z.divisor)
 
 
 def _zscore_vjp(row: Row, cotangent: Array, *, eps: Array) -> dict[str, Array]:
-    xp, mean = row.xp, MEAN.lift(row)
-    t = 1.0 if row.temperature is None else row.temperature
-    d = _deviation(row, mean) / t
+    xp, top = row.xp, row.maximum
+    mean = _lift_mean(row, top, eps=eps)
+    z = _over_spread(row, top, mean, _lift_squares(row, top, mean, eps=eps), eps)
     count = xp.where(mean.count == 0, 1.0, mean.count)
-    spread = xp.sqrt(row.sum(d * d) / count)
-    divisor = xp.where(spread + eps == 0, 1.0, spread + eps)
     inner = xp.where(row.present, cotangent - row.sum(cotangent) / count, 0.0)
-    along = row.sum(cotangent * d) / divisor
-    unit = xp.where(spread == 0, 0.0, d / xp.where(spread == 0, 1.0, spread))
-    flat = spread == 0  # all scores equal: the result is 0 whatever they are
-    gradient = (inner - along * unit / count) / divisor
-    return {"x": xp.where(flat, 0.0, gradient), "eps": -along / divisor}
+    along = row.sum(cotangent * z.deviation) / z.divisor
+    # Of the scores over the temperature, whose deviations are those of the scores over it.
+    slope = (1.0 if row.temperature is None else row.temperature) / z.scale / z.divisor
+    gradient = slope * (inner - along * z.deviation / (z.spread * count))
+    return {"x": xp.where(z.flat, 0.0, gradient), "eps": xp.where(z.flat, 0.0, -along * slope)}
 
 
 @normalizer(

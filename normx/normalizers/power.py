@@ -332,6 +332,11 @@ def _squared_over(row: Row, divisor: Array) -> Array:
     return u * (u / divisor)
 
 
+def _moving(row: Row, x: Array) -> Array:
+    """The sum without entries of +inf, whose weights are infinite whatever the divisor is."""
+    return row.sum(row.xp.where(row.scores == row.xp.inf, 0.0, x))
+
+
 def _squared_relu(row: Row, count: Array | None, *, scale: Array, n: Array | None = None) -> Array:
     return _squared_over(row, length_of(row, count, n) * scale)
 
@@ -341,7 +346,7 @@ def _squared_relu_vjp(
 ) -> dict[str, Array]:
     length = length_of(row, row.length, n)
     u = _rectified(row)
-    whole = row.sum(cotangent * _squared_over(row, length * scale))
+    whole = _moving(row, cotangent * _squared_over(row, length * scale))
     return {
         "x": 2.0 * cotangent * u / (length * scale),
         "n": -whole / length,
@@ -421,7 +426,7 @@ def _lips_relu(row: Row, count: Array | None, *, n: Array | None = None) -> Arra
 
 def _lips_relu_vjp(row: Row, cotangent: Array, *, n: Array | None = None) -> dict[str, Array]:
     length = length_of(row, row.length, n)
-    whole = row.sum(cotangent * _squared_over(row, 2.0 * length))
+    whole = _moving(row, cotangent * _squared_over(row, 2.0 * length))
     return {"x": cotangent * _rectified(row) / length, "n": -whole / length}
 
 
@@ -586,7 +591,7 @@ def _expm1_terms(row: Row) -> Array:
     """``expm1(z)`` relative to ``exp(max z)``: nothing overflows, and nothing cancels."""
     xp, relative = row.xp, row.centred.relative
     z = row.tempered.hi
-    near = -xp.expm1(-xp.where(row.present, z, 0.0))
+    near = arithmetic.complement(xp, xp.where(row.present, z, 0.0))
     return arithmetic.exp(xp, relative) * near
 
 
@@ -602,7 +607,7 @@ def _expm1(row: Row, state: MaxTotal) -> Array:
     xp, limit = row.xp, row.shared()
     infinite = row.maximum == xp.inf
     level = xp.where(infinite, xp.inf, limit.centred.origin)
-    part = xp.exp(gap(xp, level, state.maximum))
+    part = arithmetic.exp(xp, gap(xp, level, state.maximum))
     return _quotient(xp, _expm1_terms(limit), state.total) * part
 
 

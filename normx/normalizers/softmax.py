@@ -63,7 +63,7 @@ def _against(row: Row, state: MaxSum) -> Double:
     """The scores less the maximum of a state that may cover more than this row."""
     centred: Centred = row.centred
     offset = gap(row.xp, centred.origin, state.maximum)
-    return Double(centred.relative.hi + offset, centred.relative.lo)
+    return arithmetic.added(row.xp, centred.relative, offset)
 
 
 def weights(row: Row, state: MaxSum, *, sink: Array | None = None) -> Array:
@@ -93,7 +93,8 @@ def sink_gradient(row: Row, state: MaxSum, sink: Array, pull: Array) -> Array:
     """Gradient of the sinks, whose scores enter the denominator alone."""
     xp = row.xp
     scores = xp.reshape(sink, (1,) * (row.scores.ndim - sink.ndim) + tuple(sink.shape))
-    return -xp.exp(gap(xp, scores, state.maximum)) / (1.0 + state.excess) * pull
+    share = arithmetic.exp(xp, gap(xp, scores, state.maximum)) / (1.0 + state.excess)
+    return -share * pull
 
 
 def softmax_vjp(row: Row, cotangent: Array, *, sink: Array | None = None) -> dict[str, Array]:
@@ -368,7 +369,7 @@ def _logsumexp_vjp(
         return {"x": shares * cotangent}
     z = row.scores
     top = xp.max(xp.where(b == 0, -xp.inf, z), axis=row.axis, keepdims=True)
-    e = xp.exp(gap(xp, z, top))
+    e = arithmetic.exp(xp, gap(xp, z, top))
     total = row.sum(xp.where(b == 0, 0.0, b * e))
     share = xp.where(row.empty, 0.0, e / xp.where(total == 0, 1.0, total)) * cotangent
     return {"x": xp.where(b == 0, 0.0, b * share), "b": share}

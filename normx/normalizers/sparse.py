@@ -416,8 +416,10 @@ def _budget_vjp(row: Row, cotangent: Array, *, budget: Array) -> dict[str, Array
     y = _budget(row, budget=budget)
     part = xp.where((y > 0.0) & (y < 1.0), xp.ones_like(y), 0.0)
     mean = row.sum(part * cotangent) / xp.maximum(row.sum(part), xp.ones_like(row.maximum))
+    # Entries of +inf share what there is, wherever the others are.
+    moving = xp.where(xp.isinf(row.scores), 0.0, part)
     return {
-        "x": _or_nan(row, _projected(row, cotangent, part)),
+        "x": _or_nan(row, _projected(row, cotangent, moving)),
         "budget": _or_nan(row, mean),
     }
 
@@ -458,7 +460,13 @@ def _normmax_definition(m: Any, x: Array, alpha: Any = 2.0) -> Array:
 
 def _budget_definition(m: Any, x: Array, budget: Any) -> Array:
     if budget >= x.size:
-        return x * 0 + 1
+        return np.ones(x.shape)
+    infinite = x == np.inf
+    if np.any(infinite):
+        y = np.where(infinite, min(budget / np.sum(infinite), 1), 0 * budget)
+        if np.sum(infinite) < budget:
+            y[~infinite] = _budget_definition(m, x[~infinite], budget - np.sum(infinite))
+        return y
     z = x - np.max(x)
 
     def weights(t: Any) -> Array:
@@ -714,6 +722,7 @@ def normmax(
     apply=_budget,
     definition=_budget_definition,
     vjp=_budget_vjp,
+    at_infinity="pointwise",
     parameters=(Parameter("budget", shape="row", minimum=0.0),),
     example={"budget": 1.5},
     laws=(

@@ -154,6 +154,7 @@ def test_special_values(case: Case, dtype: str) -> None:
 @pytest.mark.parametrize("empty", ["zero", "nan", "uniform"])
 def test_empty_policies(case: Case, empty: str) -> None:
     """What a row without scores becomes, with and without a mask."""
+    _takes(case, {"empty": empty})
     x = special_rows().astype(np.float32)
     masks = np.array([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 1, 0, 1, 1]], bool)
     check(case, case.values(x, empty=empty), expected(case, x, empty=empty), "float32")

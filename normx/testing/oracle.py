@@ -123,7 +123,7 @@ def _row(record: Record, x: Array, kept: Array, empty: str, parameters: Mapping[
     if shares:
         values = np.full(values.shape, 1e4)  # far above any sink
     elif limit and record.at_infinity == "indicator":
-        values = (values == np.inf).astype(np.longdouble)
+        values = np.where(values == np.inf, np.longdouble(1e30), 0)  # far above any eps
     result = _defined(record, values, parameters)
     if reduce:
         return result

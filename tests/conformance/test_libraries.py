@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 import normx
+from normx._record import registry
+
+RECORDS = [record for record in registry().values() if not record.random]
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +73,17 @@ def test_jax_dtypes_and_vmap():
     assert np.array_equal(jax.grad(normx.logsumexp)(jax.numpy.full(2, -np.inf)), [0.0, 0.0])
 
 
+def test_jax_compiled_functions_refuse_the_values_that_are_known():
+    jax = pytest.importorskip("jax")
+    x = jax.numpy.asarray([[1.0, 2.0], [0.0, 4.0]])
+    for cold in (-1.0, np.float32(-1.0), jax.numpy.full((2, 1), -1.0)):
+        with pytest.raises(ValueError, match=r"softmax: `temperature` must be .* at least 0"):
+            jax.jit(lambda a, t=cold: normx.softmax(a, temperature=t))(x)
+    # What a tracer stands for is not known, and goes on as it is.
+    traced = jax.jit(lambda a, t: normx.softmax(a, temperature=t))(x, -1.0)
+    assert traced.shape == x.shape
+
+
 def test_dask_unknown_chunk_sizes_are_refused_with_the_cure():
     array = pytest.importorskip("dask.array")
     x = array.from_array(np.zeros((4, 3)), chunks=2)
@@ -88,11 +102,55 @@ def test_dask_arrays_stay_lazy_and_keep_their_chunks():
     np.testing.assert_allclose(y.compute(), want, rtol=1e-14)
 
 
+@pytest.mark.parametrize("chunks", [(2, 12), (3, 7)], ids=str)
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_dask_chunks_of_any_shape_give_the_same(record, chunks):
+    array = pytest.importorskip("dask.array")
+    rng = np.random.default_rng(0)
+    x, where = rng.normal(size=(6, 12)), rng.random((6, 12)) < 0.7
+    where[1], x[2, 3], x[3] = False, np.inf, -np.inf
+    lazy = array.from_array(x, chunks=chunks)
+    t = np.array([[0.3], [1.0], [2.0]] * 2)
+    options = [{}, {"where": where, "temperature": t}, {"empty": "uniform", "softcap": 2.0}]
+    options += [{"sink": rng.normal(size=(6, 3))}, {"sink": rng.normal(size=12)}]
+    b = rng.random((6, 12))
+    options += [{"where": where, "b": b, "keepdims": True}, {"b": b[:, :1], "return_sign": True}]
+    for chosen in options:
+        keywords = {"axis": -1, **record.example, **chosen}
+        if not set(keywords) <= set(record.keywords):
+            continue
+        arrays = {k: array.asarray(v) if np.ndim(v) else v for k, v in keywords.items()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(array.Array, "compute", lambda *a, **k: pytest.fail("computed"))
+            y = record.function(lazy, **arrays)
+        want = record.function(x, backend="reference", **keywords)
+        if record.kind == "normalizer":
+            assert y.chunks == lazy.chunks
+        pairs = [value if isinstance(value, tuple) else (value,) for value in (y, want)]
+        for got, value in zip(*pairs, strict=True):
+            assert got.dtype == value.dtype and got.shape == value.shape
+            rtol = 2 * record.ulp["float64"] * np.finfo(np.float64).eps
+            np.testing.assert_allclose(got.compute(), value, rtol=rtol, atol=1e-15)
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_dask_a_chunk_of_whole_rows_is_one_task(record):
+    array = pytest.importorskip("dask.array")
+    cloudpickle = pytest.importorskip("cloudpickle")  # what Dask sends to other processes
+    x = array.ones((6, 4), chunks=(2, 4))
+    y = record.function(x, axis=-1, **record.example)
+    masks = 2 if "where" in record.example else 0
+    assert len(y.dask) - len(x.dask) <= 3 + masks
+    sent = cloudpickle.loads(cloudpickle.dumps(y))
+    assert np.array_equal(sent.compute(scheduler="sync"), y.compute())
+
+
 def test_sparse_fill_values_are_part_of_the_plan():
     sparse = pytest.importorskip("sparse")
     x = np.array([[1.0, -np.inf, 2.0]])
     normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf))
     with pytest.raises(TypeError, match=r"fill value 0.0.*todense"):
         normx.softmax(sparse.COO.from_numpy(np.array([[1.0, 0.0, 2.0]])))
-    with pytest.raises(TypeError, match=r"one fill value"):
-        normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf), softcap=2.0)
+    for options in ({"softcap": 2.0}, {"empty": "uniform"}, {"sink": 0.0}):
+        with pytest.raises(TypeError, match=rf"one fill value, .* with {next(iter(options))}"):
+            normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf), **options)

@@ -1,6 +1,7 @@
 """States of blocks: any cut, merged in any order, is the whole."""
 
 import functools
+import inspect
 import pickle
 
 import numpy as np
@@ -285,3 +286,7 @@ def test_a_chosen_backend_is_kept_to():
     if normx.backends()["native"].usable:
         with normx.use_backend("native"), pytest.raises(TypeError, match="`backend` must be 'ref"):
             softmax_state([1.0])
+
+
+def test_a_state_is_made_from_two_numbers():
+    assert list(inspect.signature(SoftmaxState).parameters) == ["maximum", "sum"]

@@ -263,3 +263,30 @@ def test_sparse_arrays_are_refused():
     sparse = pytest.importorskip("sparse")
     with pytest.raises(TypeError, match=r"`x` must be a dense array.*todense"):
         segment_softmax(sparse.COO.from_numpy(X, fill_value=-INF), [0, 3])
+
+
+def test_gradients_are_those_of_one_segment_at_a_time():
+    rng = np.random.default_rng(2)
+    x, dy, where = rng.normal(size=(2, 6)), rng.normal(size=(2, 6)), rng.random((2, 6)) < 0.8
+    offsets, t = [0, 2, 2, 5, 6], np.array([[0.7], [1.3]])
+    options = {"temperature": t, "softcap": 2.0}
+    _, pullback = normx.vjp(segment_softmax, x, offsets, where=where, **options)
+    got = pullback(dy)
+    want = {"x": np.empty_like(x), "temperature": np.zeros_like(t)}
+    for a, b in pairwise(offsets):
+        _, pullback = normx.vjp(normx.softmax, x[:, a:b], where=where[:, a:b], **options)
+        of_segment = pullback(dy[:, a:b])
+        want["x"][:, a:b] = of_segment["x"]
+        want["temperature"] += of_segment["temperature"]
+    assert set(got) == set(want)
+    for name, gradient in got.items():
+        np.testing.assert_allclose(gradient, want[name], rtol=1e-12, atol=1e-15)
+
+
+def test_gradients_of_numbers_and_of_nothing():
+    _, pullback = normx.vjp(segment_softmax, np.zeros((2, 0)), [0], temperature=1.0)
+    gradients = pullback(np.zeros((2, 0)))
+    assert gradients["x"].shape == (2, 0) and gradients["temperature"] == 0.0
+    _, pullback = normx.vjp(segment_softmax, [INF, 0.0, 1.0, 2.0], [0, 2, 4], temperature=2.0)
+    gradients = pullback(np.array([1.0, 2.0, 1.0, 0.0]))
+    assert np.all(gradients["x"][:2] == 0.0) and gradients["temperature"].shape == ()

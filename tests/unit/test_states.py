@@ -61,7 +61,9 @@ def test_nan_stays():
     assert np.isnan(MAX_SUM.merge(np, lift([np.nan]), lift([1.0])).excess)
 
 
-@pytest.mark.parametrize("x", [[50.0, 0.0], [0.0, -700.0]])
+@pytest.mark.parametrize("x", [[50.0, 0.0], [0.0, -700.0], [300.7, 0.3], [0.1, -600.7]])
 def test_the_excess_keeps_the_digits_of_a_peaked_row(x):
-    merged = MAX_SUM.merge(np, lift(x[:1]), lift(x[1:]))
-    np.testing.assert_allclose(merged.excess, np.exp(x[1] - x[0]), rtol=1e-15)
+    want = np.exp(np.longdouble(x[1]) - np.longdouble(x[0]))
+    for parts in (lift(x[:1]), lift(x[1:])), (lift(x[1:]), lift(x[:1])):
+        merged = MAX_SUM.merge(np, *parts)
+        np.testing.assert_allclose(merged.excess, float(want), rtol=1e-15)
