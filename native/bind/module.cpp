@@ -14,6 +14,7 @@
 #include <numpy/arrayobject.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -22,6 +23,7 @@
 
 #include "dispatch/call.hpp"
 #include "dispatch/target.hpp"
+#include "memory/cache.hpp"
 #include "parallel/pool.hpp"
 
 namespace nb = nanobind;
@@ -74,6 +76,44 @@ struct KernelLabels {
   }
 };
 KernelLabels* labels;  // lives as long as the module: its strings are never given back
+
+// Large results are ordinary arrays that own their memory, NumPy being told (NEP 49) where it comes from and goes to.
+PyDataMem_Handler cached_memory = {
+    "normx",
+    1,
+    {nullptr, [](void*, std::size_t bytes) { return take_buffer(bytes); },
+     [](void*, std::size_t count, std::size_t size) {
+       void* const zeros = size && count > SIZE_MAX / size ? nullptr : take_buffer(count * size);
+       return zeros ? std::memset(zeros, 0, count * size) : nullptr;
+     },
+     [](void*, void* old, std::size_t bytes) {  // ndarray.resize
+       void* const fresh = take_buffer(bytes);
+       if (fresh && old) {
+         std::memcpy(fresh, old, std::min(bytes, capacity_of(old)));
+         give_back(old);
+       }
+       return fresh;
+     },
+     [](void*, void* buffer, std::size_t) {
+       if (buffer) give_back(buffer);
+     }}};
+
+nb::object empty(const std::vector<npy_intp>& shape, nb::handle dtype) {
+  cache_limit();  // a wrong NORMX_CACHE_MIB is told here, where it can be
+  static PyObject* const handler = PyCapsule_New(&cached_memory, "mem_handler", nullptr);
+  PyArray_Descr* descr = nullptr;
+  if (!handler || !PyArray_DescrConverter(dtype.ptr(), &descr)) throw nb::python_error();
+  PyObject* const usual = PyDataMem_SetHandler(handler);
+  if (!usual) {
+    Py_DECREF(descr);
+    throw nb::python_error();
+  }
+  PyObject* const array = PyArray_NewFromDescr(&PyArray_Type, descr, static_cast<int>(shape.size()), shape.data(), nullptr, nullptr, 0, nullptr);
+  Py_XDECREF(PyDataMem_SetHandler(usual));
+  Py_DECREF(usual);
+  if (!array) throw nb::python_error();
+  return nb::steal(array);
+}
 
 class PyCall {
  public:
@@ -159,6 +199,12 @@ NB_MODULE(_core, m) {
   m.def("set_target", &set_target, "name"_a, "Use another CPU target from now on.");
   m.def("num_threads", &num_threads, "Threads a call may use. Honours NORMX_NUM_THREADS at first use.");
   m.def("set_num_threads", &set_num_threads, "k"_a);
+  m.attr("large_result") = large_result;
+  m.def("empty", &empty, "shape"_a, "dtype"_a, "numpy.empty, in memory that the cache lends.");
+  m.def("cache_memory", &cache_memory, "Bytes kept for the next large results.");
+  m.def("cache_limit", &cache_limit, "The most bytes that are kept. Honours NORMX_CACHE_MIB at first use.");
+  m.def("set_cache_limit", &set_cache_limit, "size"_a);
+  m.def("clear_cache", &clear_cache);
 
   nb::class_<PyCall>(m, "Call", "One call of an op, planned for a shape. Immutable; any number of threads may run it.")
       .def(nb::init<std::string_view, std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, std::string_view, std::string_view>(),

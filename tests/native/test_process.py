@@ -30,6 +30,27 @@ assert np.array_equal(normx.softmax(x, backend="native"), want)
 print("alive")
 """
 
+FORK_WITH_A_CACHE = """
+import os
+import numpy as np, normx, normx_native
+x = np.zeros((2560, 4096), np.float32)
+kept, y = normx.softmax(x, backend="native"), normx.softmax(x, backend="native")
+del kept
+place = y.__array_interface__["data"][0]
+child = os.fork()
+if child == 0:
+    assert normx_native.get_cache_memory() == 0
+    z = normx.softmax(x, backend="native")
+    assert z.__array_interface__["data"][0] != place
+    y[...] = 7  # the child's own copy
+    del y, z
+    assert normx_native.get_cache_memory() == 80 << 20
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert normx_native.get_cache_memory() == 40 << 20 and (y == y[0, 0]).all() and y[0, 0] < 1
+print("alive")
+"""
+
 
 def run(code, **environment):
     return subprocess.run(
@@ -48,6 +69,12 @@ def test_a_forked_child_can_call_again():
     assert done.stdout.strip() == "alive", done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_keeps_nothing_of_its_parents_cache():
+    done = run(FORK_WITH_A_CACHE)
+    assert done.stdout.strip() == "alive", done.stderr
+
+
 def test_several_python_threads_call_at_once():
     want = normx.softmax(X)
     wrong = []
@@ -63,15 +90,21 @@ def test_several_python_threads_call_at_once():
     assert not wrong
 
 
-def test_the_environment_sets_threads_and_target():
+def test_the_environment_sets_threads_target_and_cache():
     code = "import normx; print(normx.get_num_threads(), normx.explain(normx.softmax, [1.0]))"
-    done = run(code, NORMX_NUM_THREADS="3", NORMX_CPU_TARGET="scalar")
-    assert done.stdout.startswith("3 ") and "for scalar, 3 threads" in done.stdout, done.stderr
+    done = run(code, NORMX_NUM_THREADS="3", NORMX_CPU_TARGET="scalar", NORMX_CACHE_MIB="7")
+    assert done.stdout.startswith("3 "), done.stderr
+    assert "for scalar, 3 threads, up to 7 MiB kept" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("NORMX_CPU_TARGET", "mmx"), ("NORMX_NUM_THREADS", "many"), ("NORMX_NUM_THREADS", "0")],
+    [
+        ("NORMX_CPU_TARGET", "mmx"),
+        ("NORMX_NUM_THREADS", "many"),
+        ("NORMX_NUM_THREADS", "0"),
+        ("NORMX_CACHE_MIB", "-1"),
+    ],
 )
 def test_wrong_values_in_the_environment_are_refused(name, value):
     done = run("import normx; normx.softmax([1.0], backend='native')", **{name: value})
