@@ -13,6 +13,7 @@ import numpy as np
 
 from normx._dispatch import forget_plans
 from normx._plan import Plan
+from normx._version import __version__
 from normx.plugins import Backend, Call, Refusal
 
 _missing: str | None = None
@@ -101,7 +102,33 @@ def _allocator(shape: tuple[int, ...], dtype: Any) -> Callable[..., Array]:
     return _core.empty if large else np.empty
 
 
+def _register_with_threadpoolctl() -> None:
+    """Let threadpoolctl see and limit the threads, where it is installed."""
+    try:
+        from threadpoolctl import LibController, register
+    except ImportError:
+        return
+
+    class Controller(LibController):  # type: ignore[misc]
+        user_api = internal_api = "normx"
+        filename_prefixes = ("_core",)
+        check_symbols = ("normx_thread_pool",)  # others name a file like this one too
+
+        def get_num_threads(self) -> int:
+            return backend.num_threads()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            backend.set_num_threads(num_threads)
+
+        def get_version(self) -> str:
+            return __version__
+
+    register(Controller)
+
+
 backend = NativeBackend()
+if _missing is None:
+    _register_with_threadpoolctl()
 atexit.register(forget_plans)  # or the plans' calls would outlive the compiled module
 
 

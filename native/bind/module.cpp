@@ -12,10 +12,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <numpy/arrayobject.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -60,6 +60,26 @@ Empty parse_empty(std::string_view name) {
   if (name == "uniform") return Empty::uniform;
   throw nb::value_error(("empty: 'zero', 'nan' or 'uniform' was wanted, not '" + std::string(name) + "'").c_str());
 }
+
+// Without the GIL for a while, if `wanted`. Where the interpreter ends meanwhile, taking the GIL ends the thread (Python 3.13 and
+// before): by unwinding its stack, which nb::gil_scoped_release and all of nanobind answer with std::terminate. This thread
+// waits for the end of the process instead, as it does in Python 3.14.
+class GilReleased {
+ public:
+  explicit GilReleased(bool wanted) : state_(wanted ? PyEval_SaveThread() : nullptr) {}
+  GilReleased(const GilReleased&) = delete;
+  ~GilReleased() {
+    if (!state_) return;
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+
+ private:
+  PyThreadState* const state_;
+};
 
 // "softmax_f32_reload__avx512" for every kernel of every target, made once: run() returns them without making a string.
 struct KernelLabels {
@@ -132,17 +152,13 @@ class PyCall {
     }
     if (has_where_) wa = array(where, "where", NPY_BOOL, "bool", call_.shape());
 
-    std::optional<nb::gil_scoped_release> released;
-    if (call_.elements() >= release_from) released.emplace();
     char* const y = PyArray_BYTES(ya);
     const char* const from = PyArray_BYTES(xa);
-    Call::Ran ran;
-    if (!wa && PyArray_IS_C_CONTIGUOUS(xa) && PyArray_IS_C_CONTIGUOUS(ya)) {
-      ran = call_.run_contiguous(from, y);
-    } else {
-      ran = call_.run({from, PyArray_STRIDES(xa), y, PyArray_STRIDES(ya), wa ? PyArray_BYTES(wa) : nullptr, wa ? PyArray_STRIDES(wa) : nullptr});
-    }
-    released.reset();
+    const Call::Ran ran = [&] {
+      const GilReleased released(call_.elements() >= release_from);
+      if (!wa && PyArray_IS_C_CONTIGUOUS(xa) && PyArray_IS_C_CONTIGUOUS(ya)) return call_.run_contiguous(from, y);
+      return call_.run({from, PyArray_STRIDES(xa), y, PyArray_STRIDES(ya), wa ? PyArray_BYTES(wa) : nullptr, wa ? PyArray_STRIDES(wa) : nullptr});
+    }();
     return labels->of_target[static_cast<std::size_t>(ran.target - targets().data())][static_cast<std::size_t>(ran.kernel)];
   }
 

@@ -152,3 +152,6 @@ void parallel_for(std::int64_t units, std::int64_t grain, Body body, const void*
 }
 
 }  // namespace normx
+
+// How threadpoolctl knows this library from others whose files have the same name.
+extern "C" __attribute__((visibility("default"))) const char normx_thread_pool[] = "parallel/pool.hpp";
