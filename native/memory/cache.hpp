@@ -3,15 +3,15 @@
 // The system zeroes every page that it hands out, one fault after another, and that takes as long as a softmax. glibc reuses
 // blocks of less than 32 MiB; larger ones come from the system each time and go back to it. Float32 softmax in ms, one thread
 // of a 2-core Zen 5, huge pages, medians of interleaved calls; of a reused buffer the time of out= was expected, and a little
-// less came of it, as it begins with a huge page:
+// less came of it (perhaps because it begins with a huge page, and out did not):
 //
-//                   out=   nothing kept   kept   np.ndarray.copy   torch.softmax
-//   (1024, 1024)    0.25           0.23      -              0.08            0.47
-//   (256, 50257)     2.6            9.0    2.5               5.1              39
-//   (8192, 4096)    12.3           18.6   10.4              16.6             105
+//                   out=   nothing kept   kept     ndarray.copy    torch.softmax
+//   (1024, 1024)    0.30           0.28      -              0.09             0.5
+//   (256, 50257)     2.5            8.9    2.4               9.0              45
+//   (8192, 4096)    11.4             20   10.5                20             115
 //
-// The system may have what is kept whenever it is short of memory (MADV_FREE: 0.06 ms of the 10.4; without huge pages 4.5 ms,
-// of 23, where keeping nothing takes as long as torch).
+// The system may have what is kept whenever it is short of memory (MADV_FREE: 0.06 ms of the 10.5; without huge pages 4.5 ms of
+// 23, where ndarray.copy takes 84).
 #pragma once
 
 #include <cstddef>
