@@ -33,7 +33,7 @@ SUITE = ("tests/unit", "tests/conformance")
 FULL_SUITE = (*SUITE, "tests/native", "--library=numpy", "--library=array-api-strict")
 
 #: Examples in docstrings, of what is installed, and in the pages that have any.
-EXAMPLES = ("--doctest-modules", "--pyargs", "normx", "--doctest-glob=*.md")
+EXAMPLES = ("--doctest-modules", "--pyargs", "normx", "normx_native", "--doctest-glob=*.md")
 PAGES = ("README.md", "docs/tutorial.md")
 
 #: What pip prints when no file of a package fits this platform.

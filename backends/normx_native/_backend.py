@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 
 from normx._dispatch import forget_plans
 from normx._plan import Plan
+from normx._version import __version__
 from normx.plugins import Backend, Call, Pullback, Refusal
 from normx_native import _rows
+from normx_native._results import allocator
 
 _missing: str | None = None
 try:
@@ -37,7 +40,10 @@ class NativeBackend(Backend):
 
     def description(self) -> str:
         threads = _core.num_threads()
-        return f"SIMD kernels for {_core.target()}, {threads} thread{'s' * (threads != 1)}"
+        return (
+            f"SIMD kernels for {_core.target()}, {threads} thread{'s' * (threads != 1)}, "
+            f"up to {_core.cache_limit() >> 20} MiB kept for large results"
+        )
 
     def targets(self) -> Sequence[str]:
         return tuple(
@@ -54,7 +60,8 @@ class NativeBackend(Backend):
         _core.set_num_threads(count)
 
     def implementation(self, plan: Plan) -> Call | Refusal:
-        _core.num_threads()  # a wrong NORMX_NUM_THREADS is told now, not at the first large array
+        # Wrong numbers in the environment are told now, not at the first large array.
+        _core.num_threads(), _core.cache_limit()
         if plan.library.name != "numpy":
             return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
         name = plan.record.name
@@ -74,7 +81,7 @@ class NativeBackend(Backend):
             algorithm=self.algorithm,
         ).run
         shape, dtype = plan.result_shape, plan.library.dtype(plan.dtype)
-        empty, broadcast_to = np.empty, np.broadcast_to
+        empty, broadcast_to = allocator(shape, dtype), np.broadcast_to
 
         def call(
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
@@ -98,8 +105,123 @@ def _shaped(plan: Plan) -> bool:
     return any(value for name, value in plan.constants.items() if name != "keepdims")
 
 
+def _register_with_threadpoolctl() -> None:
+    """Let threadpoolctl see and limit the threads, where it is installed."""
+    try:
+        from threadpoolctl import LibController, register
+    except ImportError:
+        return
+
+    class Controller(LibController):  # type: ignore[misc]
+        user_api = internal_api = "normx"
+        filename_prefixes = ("_core",)
+        check_symbols = ("normx_thread_pool",)  # others name a file like this one too
+
+        def get_num_threads(self) -> int:
+            return backend.num_threads()
+
+        def set_num_threads(self, num_threads: int) -> None:
+            backend.set_num_threads(num_threads)
+
+        def get_version(self) -> str:
+            return __version__
+
+    register(Controller)
+
+
 backend = NativeBackend()
+if _missing is None:
+    _register_with_threadpoolctl()
 atexit.register(forget_plans)  # or the plans' calls would outlive the compiled module
+
+
+def get_cache_memory() -> int:
+    """Say how much memory of freed results is kept for the next ones.
+
+    Results of 32 MiB and more come from a cache, as most of the time of a fresh one
+    goes into the system's zeroing its pages.  They are ordinary arrays that own their
+    memory, and what is kept is nobody's: a view keeps its array alive as always.  The
+    system may take kept memory back when it is short of it, and a forked child keeps none.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> import normx, normx_native, numpy as np
+    >>> normx_native.clear_cache()
+    >>> y = normx.softmax(np.zeros((1024, 16384), np.float32), backend="native")
+    >>> normx_native.get_cache_memory()
+    0
+    >>> del y
+    >>> normx_native.get_cache_memory() >> 20
+    64
+    >>> normx_native.clear_cache()
+    """
+    return 0 if _missing is not None else _core.cache_memory()
+
+
+def get_cache_limit() -> int:
+    """Say how much memory of freed results may be kept.
+
+    Returns
+    -------
+    int
+        Bytes: NORMX_CACHE_MIB, or 256 MiB, unless `set_cache_limit` chose another number.
+
+    Examples
+    --------
+    >>> import normx_native
+    >>> normx_native.get_cache_limit() >= normx_native.get_cache_memory()
+    True
+    """
+    return 0 if _missing is not None else _core.cache_limit()
+
+
+def set_cache_limit(size: int, /) -> None:
+    """Choose how much memory of freed results may be kept; see `get_cache_memory`.
+
+    Parameters
+    ----------
+    size : int
+        Bytes; 0 keeps none.  What is kept beyond is freed, the oldest first.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `size` is no whole number, or below 0.
+
+    Examples
+    --------
+    >>> import normx_native
+    >>> before = normx_native.get_cache_limit()
+    >>> normx_native.set_cache_limit(0)
+    >>> normx_native.get_cache_memory()
+    0
+    >>> normx_native.set_cache_limit(before)
+    """
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise TypeError(f"set_cache_limit: `size` must be a whole number of bytes, not {size!r}")
+    if size < 0:
+        raise ValueError(f"set_cache_limit: `size` must be at least 0, not {size}; 0 keeps nothing")
+    if _missing is None:
+        _core.set_cache_limit(min(size, sys.maxsize))
+
+
+def clear_cache() -> None:
+    """Free the memory that is kept of freed results.
+
+    Examples
+    --------
+    >>> import normx_native
+    >>> normx_native.clear_cache()
+    >>> normx_native.get_cache_memory()
+    0
+    """
+    if _missing is None:
+        _core.clear_cache()
 
 
 def algorithms(function: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from normx._plan import NARROW, Plan
 from normx._reference import compute, gradients_of
 from normx.plugins import Call, Pullback, Refusal
+from normx_native._results import allocator
 
 Array = Any
 
@@ -46,12 +47,14 @@ def forward(plan: Plan) -> Call | Refusal:
         return _nothing(plan)
     run = _call(plan, found).run
     normalizes = plan.record.kind == "normalizer"
+    dtype = plan.library.dtype(plan.dtype)
+    empty = allocator(plan.result_shape, dtype)
 
     def call(
         x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
     ) -> tuple[Array, str]:
         rows = _Rows(plan, x, where, parameters)
-        y = np.empty(plan.result_shape, plan.library.dtype(plan.dtype)) if out is None else out
+        y = empty(plan.result_shape, dtype) if out is None else out
         kernel = run(
             rows.x,
             y if normalizes else rows.spread(y),
@@ -74,12 +77,14 @@ def backward(plan: Plan) -> Pullback | Refusal:
     if not found.differentiable:
         return Refusal(f"its {found.name} has no gradient")
     run = _call(plan, found, backward=True).run
+    dtype = plan.library.dtype(plan.dtype)
+    empty = allocator(plan.shape, dtype)
 
     def pullback(
         x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
     ) -> tuple[dict[str, Array], str]:
         rows = _Rows(plan, x, where, parameters)
-        dx = np.empty(plan.shape, plan.library.dtype(plan.dtype))
+        dx = empty(plan.shape, dtype)
         given = [name for name in found.parameters if name in parameters]
         gradients = {name: np.zeros(rows.form) for name in given}
         operands = rows.operands()

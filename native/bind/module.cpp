@@ -12,9 +12,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <numpy/arrayobject.h>
+#include <unistd.h>
 
 #include <algorithm>
-#include <optional>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -23,6 +24,7 @@
 #include "dispatch/call.hpp"
 #include "dispatch/rows_call.hpp"
 #include "dispatch/target.hpp"
+#include "memory/cache.hpp"
 #include "parallel/pool.hpp"
 
 namespace nb = nanobind;
@@ -63,6 +65,26 @@ Empty parse_empty(std::string_view name) {
   throw nb::value_error(("empty: 'zero', 'nan' or 'uniform' was wanted, not '" + std::string(name) + "'").c_str());
 }
 
+// Without the GIL for a while, if `wanted`. Where the interpreter ends meanwhile, taking the GIL ends the thread (Python 3.13 and
+// before): by unwinding its stack, which nb::gil_scoped_release and all of nanobind answer with std::terminate. This thread
+// waits for the end of the process instead, as it does in Python 3.14.
+class GilReleased {
+ public:
+  explicit GilReleased(bool wanted) : state_(wanted ? PyEval_SaveThread() : nullptr) {}
+  GilReleased(const GilReleased&) = delete;
+  ~GilReleased() {
+    if (!state_) return;
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      for (;;) pause();
+    }
+  }
+
+ private:
+  PyThreadState* const state_;
+};
+
 // "softmax_f32_reload__avx512" for every kernel of every target, made once: run() returns them without making a string.
 struct KernelLabels {
   std::vector<std::vector<nb::object>> of_target;
@@ -78,6 +100,44 @@ struct KernelLabels {
   }
 };
 KernelLabels* labels;  // lives as long as the module: its strings are never given back
+
+// Large results are ordinary arrays that own their memory, NumPy being told (NEP 49) where it comes from and goes to.
+PyDataMem_Handler cached_memory = {
+    "normx",
+    1,
+    {nullptr, [](void*, std::size_t bytes) { return take_buffer(bytes); },
+     [](void*, std::size_t count, std::size_t size) {
+       void* const zeros = size && count > SIZE_MAX / size ? nullptr : take_buffer(count * size);
+       return zeros ? std::memset(zeros, 0, count * size) : nullptr;
+     },
+     [](void*, void* old, std::size_t bytes) {  // ndarray.resize
+       void* const fresh = take_buffer(bytes);
+       if (fresh && old) {
+         std::memcpy(fresh, old, std::min(bytes, capacity_of(old)));
+         give_back(old);
+       }
+       return fresh;
+     },
+     [](void*, void* buffer, std::size_t) {
+       if (buffer) give_back(buffer);
+     }}};
+
+nb::object empty(const std::vector<npy_intp>& shape, nb::handle dtype) {
+  cache_limit();  // a wrong NORMX_CACHE_MIB is told here, where it can be
+  static PyObject* const handler = PyCapsule_New(&cached_memory, "mem_handler", nullptr);
+  PyArray_Descr* descr = nullptr;
+  if (!handler || !PyArray_DescrConverter(dtype.ptr(), &descr)) throw nb::python_error();
+  PyObject* const usual = PyDataMem_SetHandler(handler);
+  if (!usual) {
+    Py_DECREF(descr);
+    throw nb::python_error();
+  }
+  PyObject* const array = PyArray_NewFromDescr(&PyArray_Type, descr, static_cast<int>(shape.size()), shape.data(), nullptr, nullptr, 0, nullptr);
+  Py_XDECREF(PyDataMem_SetHandler(usual));
+  Py_DECREF(usual);
+  if (!array) throw nb::python_error();
+  return nb::steal(array);
+}
 
 class PyCall {
  public:
@@ -96,17 +156,13 @@ class PyCall {
     }
     if (has_where_) wa = array(where, "where", NPY_BOOL, "bool", call_.shape());
 
-    std::optional<nb::gil_scoped_release> released;
-    if (call_.elements() >= release_from) released.emplace();
     char* const y = PyArray_BYTES(ya);
     const char* const from = PyArray_BYTES(xa);
-    Call::Ran ran;
-    if (!wa && PyArray_IS_C_CONTIGUOUS(xa) && PyArray_IS_C_CONTIGUOUS(ya)) {
-      ran = call_.run_contiguous(from, y);
-    } else {
-      ran = call_.run({from, PyArray_STRIDES(xa), y, PyArray_STRIDES(ya), wa ? PyArray_BYTES(wa) : nullptr, wa ? PyArray_STRIDES(wa) : nullptr});
-    }
-    released.reset();
+    const Call::Ran ran = [&] {
+      const GilReleased released(call_.elements() >= release_from);
+      if (!wa && PyArray_IS_C_CONTIGUOUS(xa) && PyArray_IS_C_CONTIGUOUS(ya)) return call_.run_contiguous(from, y);
+      return call_.run({from, PyArray_STRIDES(xa), y, PyArray_STRIDES(ya), wa ? PyArray_BYTES(wa) : nullptr, wa ? PyArray_STRIDES(wa) : nullptr});
+    }();
     return labels->of_target[static_cast<std::size_t>(ran.target - targets().data())][static_cast<std::size_t>(ran.kernel)];
   }
 
@@ -169,11 +225,12 @@ class PyRowsCall {
       const auto a = reinterpret_cast<PyArrayObject*>(h.ptr());
       sinks = {PyArray_DIM(a, PyArray_NDIM(a) - 1), PyArray_STRIDE(a, PyArray_NDIM(a) - 1)};
     }
-    std::optional<nb::gil_scoped_release> released;
-    if (call_.elements() >= release_from) released.emplace();
-    const Target& target = call_.run(operands, storage, sinks);
-    released.reset();
-    return nb::str((std::string(call_.program().name) + "_rows__" + target.name).c_str());
+    const Target* target;
+    {
+      const GilReleased released(call_.elements() >= release_from);
+      target = &call_.run(operands, storage, sinks);
+    }
+    return nb::str((std::string(call_.program().name) + "_rows__" + target->name).c_str());
   }
 
  private:
@@ -238,6 +295,12 @@ NB_MODULE(_core, m) {
   m.def("set_target", &set_target, "name"_a, "Use another CPU target from now on.");
   m.def("num_threads", &num_threads, "Threads a call may use. Honours NORMX_NUM_THREADS at first use.");
   m.def("set_num_threads", &set_num_threads, "k"_a);
+  m.attr("large_result") = large_result;
+  m.def("empty", &empty, "shape"_a, "dtype"_a, "numpy.empty, in memory that the cache lends.");
+  m.def("cache_memory", &cache_memory, "Bytes kept for the next large results.");
+  m.def("cache_limit", &cache_limit, "The most bytes that are kept. Honours NORMX_CACHE_MIB at first use.");
+  m.def("set_cache_limit", &set_cache_limit, "size"_a);
+  m.def("clear_cache", &clear_cache);
 
   nb::class_<PyCall>(m, "Call", "One call of an op, planned for a shape. Immutable; any number of threads may run it.")
       .def(nb::init<std::string_view, std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, std::string_view, std::string_view>(),

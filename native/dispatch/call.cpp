@@ -165,6 +165,9 @@ bool Call::lay_out(const Operands& o, Layout& layout) const {
   Task& t = layout.task;
   t = {o.x, o.y, o.where, n_, 1, 0, 0, outer_count, reduced_count, empty_, false, layout.axes};
   if (layout.kernel == columns_) {
+    // A panel is packed, computed and unpacked in turn. To pack the next one and write the last one between the terms of the
+    // sum, as reload does with rows, was expected to take 5 ms instead of 7.9 for 4096 rows of 4096 floats along axis 0. It took
+    // 7.1, and panels that lie in cache 5.5 ns a vector instead of 5.0 (a row's vector takes 2.8).
     std::rotate(side, side + 1, outer + outer_count);
     const std::int64_t vector = 64 / compute_size(item_), height = std::clamp<std::int64_t>(n_, 1, chunk_length(item_)) * 64;
     const std::int64_t widest = compute_size(item_) == 8 ? max_panel<double> : max_panel<float>;

@@ -56,14 +56,15 @@ bool Target::supported() const {
 }
 
 std::span<const Target> targets() {
-  static const std::vector<Target> all = [] {
-    std::vector<Target> list = {
+  // Never destroyed: threads may be computing when the process ends.
+  static const std::vector<Target>& all = *[] {
+    auto* const made = new std::vector<Target>{
 #define NX_TARGET(name, order, compiled, needs) {#name, order, needs, NX_TABLES_##compiled(name)},
 #include "isa_list.inc"
 #undef NX_TARGET
     };
-    std::stable_sort(list.begin(), list.end(), [](const Target& a, const Target& b) { return a.order < b.order; });
-    return list;
+    std::stable_sort(made->begin(), made->end(), [](const Target& a, const Target& b) { return a.order < b.order; });
+    return made;
   }();
   return all;
 }

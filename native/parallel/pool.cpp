@@ -5,10 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <charconv>
 #include <condition_variable>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -17,6 +14,7 @@
 #include <system_error>
 #include <thread>
 
+#include "environment.hpp"
 #include "kernels/task.hpp"
 
 namespace normx {
@@ -107,15 +105,7 @@ Pool& the_pool() {
 }
 
 int default_threads() {
-  if (const char* text = std::getenv("NORMX_NUM_THREADS"); text && *text) {
-    int k = 0;
-    const char* const end = text + std::strlen(text);
-    const auto [stop, error] = std::from_chars(text, end, k);
-    if (error != std::errc{} || stop != end || k < 1) {
-      throw std::runtime_error("NORMX_NUM_THREADS: a number of at least 1 was wanted, not '" + std::string(text) + "'");
-    }
-    return k;
-  }
+  if (const int k = environment_number("NORMX_NUM_THREADS", 1, 0)) return k;
 #if defined(__linux__)
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
@@ -162,3 +152,6 @@ void parallel_for(std::int64_t units, std::int64_t grain, Body body, const void*
 }
 
 }  // namespace normx
+
+// How threadpoolctl knows this library from others whose files have the same name.
+extern "C" __attribute__((visibility("default"))) const char normx_thread_pool[] = "parallel/pool.hpp";

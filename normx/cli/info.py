@@ -15,7 +15,7 @@ from normx.cli import machine, screen
 from normx.cli.homes import homes, plugin, version
 from normx.plugins import Backend
 
-_VARIABLES = ("NORMX_BACKEND", "NORMX_CPU_TARGET", "NORMX_NUM_THREADS")
+_VARIABLES = ("NORMX_BACKEND", "NORMX_CPU_TARGET", "NORMX_NUM_THREADS", "NORMX_CACHE_MIB")
 
 
 def _pairs(title: str, rows: dict[str, str]) -> Table:
