@@ -30,7 +30,11 @@ PLUGINS = sorted(set(EXTRAS) & set(PROJECT["project"]["entry-points"]["normx.lib
 LIBRARIES = ["numpy", "array-api-strict", *PLUGINS]
 
 SUITE = ("tests/unit", "tests/conformance")
-FULL_SUITE = (*SUITE, "tests/native", "--library=numpy", "--library=array-api-strict")
+#: With the kernels that this machine runs; the others are the session `targets`.
+FULL_SUITE = (
+    *(*SUITE, "tests/native", "--target=best"),
+    *("--library=numpy", "--library=array-api-strict"),
+)
 
 #: Examples in docstrings, of what is installed, and in the pages that have any.
 EXAMPLES = ("--doctest-modules", "--pyargs", "normx", "normx_native", "--doctest-glob=*.md")
@@ -134,7 +138,7 @@ def targets(session: nox.Session) -> None:
         ran = str(session.run(*python, RUNS_TARGET, env=env, silent=True)).strip()
         if ran != target:
             session.error(f"with NORMX_CPU_TARGET={target}, {ran!r} ran")
-        suite = ("tests/native", "tests/conformance", "--library=numpy", "--backend=native")
+        suite = ("tests/native", "tests/conformance", "--backend=native", f"--target={target}")
         others = " or ".join(name for name in here if name != target)  # tests force these
         only = ("-k", f"not ({others})") if others else ()
         session.run("pytest", *suite, *only, *session.posargs, env=env)

@@ -7,8 +7,8 @@ error, never a silent skip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,10 +59,7 @@ class Case:
     def run(self, x: Array, /, **keywords: Any) -> Array:
         """Call the function, prove that the backend under test ran, return the library's array."""
         keywords = {**self.record.example, **keywords}
-        found = dispatch.backend(self.backend)
-        assert isinstance(found, Backend)
-        forced = found.use_target(self.target) if self.target else nullcontext()
-        with forced, dispatch.trace() as ran:
+        with self.forced(), dispatch.trace() as ran:
             f = self.library.modes()[self.mode](
                 lambda array: self.record.function(array, backend=self.backend, **keywords)
             )
@@ -71,6 +68,12 @@ class Case:
         assert event.function == self.record.name and event.backend == self.backend, event
         assert self.target in (None, event.target), f"{event} instead of target {self.target}"
         return y
+
+    def forced(self) -> AbstractContextManager[Any]:
+        """A block in which the target under test is the one that runs."""
+        found = dispatch.backend(self.backend)
+        assert isinstance(found, Backend)
+        return found.use_target(self.target) if self.target else nullcontext()
 
     def values(self, x: Array, /, **keywords: Any) -> Array:
         """As `run`, on NumPy values: NumPy values come back."""
@@ -90,6 +93,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--backend", action="append", help="backend to test; repeatable (default: all that apply)"
+    )
+    group.addoption(
+        "--target",
+        action="append",
+        help="variant of a backend to test, or 'best'; repeatable (default: all that run here)",
     )
 
 
@@ -129,8 +137,16 @@ def _cases(config: pytest.Config) -> Iterator[Case]:
                 if isinstance(found, Refusal) or not _computes(name, record, library):
                     continue
                 for mode in library.modes():
-                    for target in found.targets() or (None,):
+                    for target in _targets(config, found):
                         yield Case(record, library, name, mode, target)
+
+
+def _targets(config: pytest.Config, backend: Backend) -> Sequence[str | None]:
+    """The variants to force, in rising order; None for a backend that has none."""
+    every = backend.targets()
+    asked = config.getoption("--target") or every
+    chosen = [name for name in every if name in asked or ("best" in asked and name == every[-1])]
+    return chosen if every else [None]
 
 
 def _computes(backend: str, record: Record, library: Library) -> bool:
