@@ -1,0 +1,208 @@
+"""Row programs: one row's bits depend on that row alone, and what they leave the formula takes."""
+
+import numpy as np
+import pytest
+from normx_native import _core, use_target
+from normx_native._rows import programs
+
+import normx
+from normx import _dispatch as dispatch
+from normx._record import record_of
+from normx.testing.samples import random_rows
+
+NAMES = tuple(programs())
+TARGETS = dispatch.backend("native").targets()
+
+
+def options(name, shape, axis):
+    """Keywords with which the row program of a function is what runs."""
+    given = dict(record_of(name).example)
+    if given.get("where") is True:
+        given["where"] = np.ones(shape, bool)
+    if name == "logsumexp":
+        given["where"] = np.ones(shape, bool)
+    elif name in {op for op, _, _ in _core.kernels()}:
+        along = axis if isinstance(axis, tuple) else (axis,)
+        form = [1 if i in along else size for i, size in enumerate(shape)]
+        given["temperature"] = np.full(form, 1.5)
+    return given
+
+
+def run(name, x, axis=-1, **keywords):
+    axis = axis if isinstance(axis, tuple) else axis % x.ndim
+    given = options(name, x.shape, axis) | keywords
+    with normx.trace() as ran:
+        y = normx_function(name)(x, axis=axis, backend="native", **given)
+    if name != "logsumexp":  # of which the kernel of its own takes masks
+        assert ran[0].kernel == f"{name}_rows"
+    return y
+
+
+def normx_function(name):
+    return getattr(normx, name)
+
+
+def same(a, b):
+    assert a.dtype == b.dtype and a.shape == b.shape
+    assert a.tobytes() == np.ascontiguousarray(b).tobytes()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", NAMES)
+def test_bits_do_not_depend_on_layout(name, target):
+    """Alone, in a batch, as a column, strided, misaligned: the same bits."""
+    with use_target(target):
+        for n in (1, 7, 8, 9, 130, 2049):
+            x = random_rows(n, 19, 3.0).astype(np.float32)
+            y = run(name, x)
+            rows = (lambda a: a) if y.ndim == 2 else (lambda a: a[:, None])
+            same(rows(y)[4:5], rows(run(name, x[4:5].copy())))
+            same(rows(y), rows(run(name, np.asfortranarray(x))))
+            columns = run(name, np.ascontiguousarray(x.T), axis=0)
+            same(rows(y), columns.T if columns.ndim == 2 else columns[:, None])
+            wide = np.zeros((19, 2 * n + 1), np.float32)
+            wide[:, 1::2] = x
+            same(rows(y), rows(run(name, wide[:, 1::2])))
+            same(rows(y), rows(run(name, x[:, ::-1][:, ::-1])))
+            shifted = np.frombuffer(b"\0" * 5 + x.tobytes(), np.float32, offset=5).reshape(x.shape)
+            same(rows(y), rows(run(name, shifted)))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "masked_softmax"])
+def test_masking_is_deleting_to_the_bit(name):
+    """What is left out is not there: not as a zero, and not in the length."""
+    rng = np.random.default_rng(2)
+    x = random_rows(301, 1, 3.0).astype(np.float64)
+    kept = rng.random(x.shape) < 0.5
+    whole = run(name, x, where=kept, temperature=1.5) if name != "logsumexp" else None
+    if whole is not None:
+        same(whole[kept], run(name, x[kept][None], temperature=1.5)[0])
+        assert np.all(whole[~kept] == (-np.inf if record_of(name).log_space else 0.0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_and_long_rows(name):
+    """Two threads, and rows that exceed a thread's scratch, change nothing."""
+    before = _core.num_threads()
+    try:
+        for shape in ((64, 1000), (3, 150_000)):
+            x = random_rows(shape[1], shape[0], 2.0).astype(np.float32)
+            results = []
+            for count in (1, 2):
+                normx.set_num_threads(count)
+                results.append(run(name, x))
+            same(*results)
+            if shape[1] > 1000:
+                want = normx_function(name)(
+                    x, axis=-1, backend="reference", **options(name, shape, 1)
+                )
+                np.testing.assert_allclose(results[0], want, rtol=1e-5, atol=1e-12)
+    finally:
+        normx.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_rare_rows_are_left_to_the_formula(name, dtype):
+    """Rows with NaN and +inf come out as the formula has them, the others as without them."""
+    x = random_rows(33, 12, 2.0).astype(dtype)
+    ordinary = run(name, x)
+    strange = x.copy()
+    strange[1, 3], strange[5, :2], strange[7], strange[9, 4] = np.nan, np.inf, -np.inf, -np.inf
+    for axis, array in ((-1, strange), (0, np.ascontiguousarray(strange.T))):
+        y = run(name, array, axis=axis)
+        want = normx_function(name)(
+            array, axis=axis, backend="reference", **options(name, array.shape, axis % 2)
+        )
+        if axis == 0 and y.ndim == 2:
+            y, want = y.T, want.T
+        rare, last_places = [1, 5, 7], 4 * float(np.finfo(dtype).eps)
+        np.testing.assert_allclose(y[rare], want[rare], rtol=last_places, atol=0)
+        others = [0, 2, 3, 4, 6, 8, 10, 11]
+        same(y[others], ordinary[others])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "logsumexp"])
+def test_the_result_may_take_the_place_of_the_scores(name):
+    """Even where rows have to be read again."""
+    for axis in (0, 1):
+        x = random_rows(40, 20, 2.0).astype(np.float32)
+        x[3, 5], x[11, 0] = np.nan, np.inf
+        y = run(name, x, axis=axis)
+        same(run(name, x, axis=axis, out=x), y)
+
+
+@pytest.mark.parametrize("empty", ["zero", "nan", "uniform"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "logsumexp"])
+def test_empty_rows(name, empty):
+    x = random_rows(17, 6, 2.0).astype(np.float32)
+    kept = np.random.default_rng(0).random(x.shape) < 0.5
+    kept[2] = False
+    x[4] = np.inf if name == "softmin" else -np.inf
+    given = options(name, x.shape, 1) | {"where": kept, "empty": empty}
+    y = normx_function(name)(x, axis=1, backend="native", **given)
+    want = normx_function(name)(x, axis=1, backend="reference", **given)
+    same(y[[2, 4]], want[[2, 4]])
+
+
+def gradients_of(name, x, dy, backend, **keywords):
+    with normx.trace() as ran:
+        _, pullback = normx.vjp(normx_function(name), x, axis=-1, backend=backend, **keywords)
+        gradients = pullback(dy)
+    assert [event.backend for event in ran] == [backend] * 2
+    return gradients
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [p.name for p in programs().values() if p.differentiable])
+def test_gradients_agree_with_the_formula(name, dtype):
+    """Also of rows with NaN and infinities, under a mask and with every parameter."""
+    rng = np.random.default_rng(4)
+    record = record_of(name)
+    x = (2 * rng.normal(size=(5, 4, 70))).astype(dtype)
+    x[0, 1, 3], x[1, 2], x[2, 3, 5], x[3, 0, 0] = np.inf, -np.inf, np.nan, -np.inf
+    kept = rng.random(x.shape) < 0.7
+    kept[4, 1] = False
+    choices = [{}, {"where": kept}]
+    if "temperature" in record.keywords:
+        choices += [{"temperature": (0.5 + rng.random((5, 1, 1))).astype(dtype), "where": kept}]
+        choices += [{"softcap": 2.5, "temperature": 0.7}]
+    for spec in record.parameters:
+        shape = {"row": (4, 1), "along": (4, 3)}.get(spec.shape)
+        if shape is not None:
+            value = 0.3 + rng.random(shape) + (spec.minimum or 0.0) + (spec.above or 0.0)
+            choices += [{spec.name: value.astype(dtype)}, {spec.name: 2.5, "where": kept}]
+    for chosen in choices:
+        given = dict(record.example) | chosen
+        dy = rng.normal(size=x.shape if name != "logsumexp" else x.shape[:-1]).astype(dtype)
+        got = gradients_of(name, x, dy, "native", **given)
+        want = gradients_of(name, x, dy, "reference", **given)
+        assert got.keys() == want.keys()
+        for key, gradient in got.items():
+            assert gradient.dtype == want[key].dtype and gradient.shape == want[key].shape
+            size = np.max(np.abs(want[key]), initial=1e-3, where=np.isfinite(want[key]))
+            tolerance = (1e-5 if dtype == "float32" else 1e-9) * size
+            np.testing.assert_allclose(gradient, want[key], rtol=0, atol=tolerance, err_msg=key)
+
+
+def test_what_has_no_gradient_is_refused_by_name():
+    x = np.zeros((2, 3))
+    with pytest.raises(TypeError, match=r"masked_softmax has no gradient"):
+        normx.vjp(normx.masked_softmax, x, where=x == 0, backend="native")
+    y, _ = normx.vjp(normx.masked_softmax, x, where=x == 0)
+    assert y.shape == x.shape
+
+
+def test_wrong_arrays_are_refused():
+    call = _core.RowsCall("softmin", (2, 3), (1,))
+    x, flag = np.zeros((2, 3)), np.zeros((2, 3), bool)
+    with pytest.raises(ValueError, match=r"x: its shape"):
+        call.run(x[:1], x, flag)
+    with pytest.raises(TypeError, match=r"flag: a NumPy array of another dtype"):
+        call.run(x, x, x)
+    with pytest.raises(ValueError, match=r"no row program 'softmost'"):
+        _core.RowsCall("softmost", (2, 3), (1,))
+    with pytest.raises(ValueError, match=r"axis 2 is out of range"):
+        _core.RowsCall("softmin", (2, 3), (2,))
+    with pytest.raises(ValueError, match=r"masked_softmax' has no gradient"):
+        _core.RowsCall("masked_softmax", (2, 3), (1,), backward=True)
