@@ -68,17 +68,20 @@ template <class S> NX_NOINLINE Glance widen_row(const char* from, double* to, st
 template <class S> NX_NOINLINE void widen_row(const char* from, std::int64_t stride, double* to, std::int64_t n) {
   using T = Compute<S>;
   constexpr int V = Vec<T>::lanes;
-  for (std::int64_t i = 0; i < n; i += V) {
+  const auto keep = [&](Vec<T> v, std::int64_t i, std::int64_t count) NX_INLINED {
+    T wide[V];
+    store(reinterpret_cast<char*>(wide), v);
+    for (std::int64_t k = 0; k < count; ++k) to[i + k] = wide[k];
+  };
+  std::int64_t i = 0;
+  if (stride == sizeof(S)) {
+    for (; i + V <= n; i += V) keep(load_as<S>(from + i * stride), i, V);
+  }
+  for (; i < n; i += V) {
     const std::int64_t count = n - i < V ? n - i : V;
     char part[64] = {};
-    if (stride == sizeof(S)) {
-      __builtin_memcpy(part, from + i * stride, static_cast<std::size_t>(count) * sizeof(S));
-    } else {
-      for (std::int64_t k = 0; k < count; ++k) __builtin_memcpy(part + k * sizeof(S), from + (i + k) * stride, sizeof(S));
-    }
-    T wide[V];
-    store(reinterpret_cast<char*>(wide), load_as<S>(part));
-    for (std::int64_t k = 0; k < count; ++k) to[i + k] = wide[k];
+    for (std::int64_t k = 0; k < count; ++k) __builtin_memcpy(part + k * sizeof(S), from + (i + k) * stride, sizeof(S));
+    keep(load_as<S>(part), i, count);
   }
 }
 // And back, times a scale.
@@ -207,20 +210,26 @@ class Frame {
   }
   void read(int o, int side, double* to, double sign, Glance* glances) const {
     for (int k = 0; k < side; ++k) glances[k] = {};
+    bool seen_all = true;
     each_line([&](const std::int64_t* offset, const RowsAxis& inner, std::int64_t first) {
       const char* from = at[o] + offset[o];
       if (side == 1 && inner.stride[o] == item_size(t.storage[o])) {
         return glances[0].see(widen_row(t.storage[o], from, to + first, inner.size, sign));
       }
+      seen_all = false;
+      if (side == 1) return widen_row(t.storage[o], from, inner.stride[o], to + first, inner.size);
+      // A line of each at a time, and then it is dealt out.
       for (std::int64_t i = 0; i < inner.size; ++i, from += inner.stride[o]) {
         double part[most_side];
         widen_row(t.storage[o], from, neighbour[o], part, side);
-        for (int k = 0; k < side; ++k) {
-          to[pitch * k + first + i] = part[k] * sign;
-          glances[k].see(part[k] * sign);
-        }
+        double* place = to + first + i;
+        for (int k = 0; k < side; ++k, place += pitch) *place = part[k];
       }
     });
+    for (int k = 0; k < side && !seen_all; ++k) {
+      double* const row = to + pitch * k;
+      glances[k] = widen_row<f64>(bytes(const_cast<const double*>(row)), row, t.n, sign);
+    }
   }
   void write(int row, int side) const {
     each_line([&](const std::int64_t* offset, const RowsAxis& inner, std::int64_t first) {
@@ -241,9 +250,10 @@ class Frame {
   // Moves the entries that are present together. False: NaN or +inf is among those that are kept. (No branch depends on an
   // entry: of a random mask they would cost forty times as much.)
   NX_NOINLINE bool sift(RowView& r, int k) const {
-    char* const fate = fates + t.n * k;
+    const std::int64_t all = t.n;
+    char* const fate = fates + all * k;
     double* const scores = x(k);
-    for (std::int64_t i = 0; i < t.n; ++i) fate[i] = present;
+    for (std::int64_t i = 0; i < all; ++i) fate[i] = present;
     if (at[operand::where]) {
       each_line([&](const std::int64_t* offset, const RowsAxis& inner, std::int64_t first) {
         const char* where = place(operand::where, k) + offset[operand::where];
@@ -251,26 +261,26 @@ class Frame {
       });
     }
     std::int64_t kept = 0, strange = 0;
-    for (std::int64_t i = 0; i < t.n; ++i) {
+    for (std::int64_t i = 0; i < all; ++i) {
       kept += fate[i];
       strange += fate[i] & !(scores[i] < inf);
     }
     if (strange) return false;
-    r.left_out = t.n - kept;
+    r.left_out = all - kept;
     const double least = program.least ? program.least(r) : -inf, temperature = r.temperature;
-    for (std::int64_t i = 0; i < t.n; ++i) {
+    for (std::int64_t i = 0; i < all; ++i) {
       const bool stays = (scores[i] > -inf) & !(scores[i] / temperature < least);
       fate[i] = static_cast<char>(fate[i] * (stays ? present : massless));
     }
     double* const cotangents = t.backward && !program.reduces ? g(k) : nullptr;
     std::int64_t n = 0;
-    for (std::int64_t i = 0; i < t.n; ++i) {
+    for (std::int64_t i = 0; i < all; ++i) {
       scores[n] = scores[i];
       n += fate[i] == present;
     }
     if (cotangents) {
       n = 0;
-      for (std::int64_t i = 0; i < t.n; ++i) {
+      for (std::int64_t i = 0; i < all; ++i) {
         cotangents[n] = cotangents[i];
         n += fate[i] == present;
       }
@@ -284,13 +294,14 @@ class Frame {
   // The way back: entries to where they were, and something in the places of the others.
   NX_NOINLINE void spread(RowView& r, int k) const {
     const char* const fate = fates + t.n * k;
-    const double other[3] = {t.backward ? 0 : r.filler, 0, program.log_space && !t.backward ? -inf : 0};
+    double choice[3] = {t.backward ? 0 : r.filler, 0, program.log_space && !t.backward ? -inf : 0};
     double* const y = x(k);
+    const double scale = r.scale;
     std::int64_t n = r.n;
     for (std::int64_t i = t.n; i-- > 0;) {
       n -= fate[i] == present;
-      const double value = y[n] * r.scale, instead = other[static_cast<int>(fate[i])];
-      y[i] = fate[i] == present ? value : instead;
+      choice[present] = y[n] * scale;
+      y[i] = choice[static_cast<int>(fate[i])];
     }
     r.scale = 1;
   }

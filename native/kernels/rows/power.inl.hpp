@@ -64,7 +64,8 @@ struct taylor_softmax {
           low[i] = total.low - (value[i] - total.sum);
         }
       } else {
-        for (std::int64_t i = 0; i < r.n; ++i) value[i] = value[i] * (r.x[i] / s.divisor) + term;
+        const double part = 1 / s.divisor;
+        for (std::int64_t i = 0; i < r.n; ++i) value[i] = value[i] * (r.x[i] * part) + term;
       }
     }
   }
@@ -102,9 +103,9 @@ struct spherical_softmax {
     }
   };
   template <bool exact> static double terms(const RowView& r, Scale s, double* y) {
-    const double divisor = s.flat ? 1 : s.of, constant = s.e * s.e;
+    const double part = s.flat ? 1 : 1 / s.of, constant = s.e * s.e;  // of a power of two: nothing is rounded
     for (std::int64_t i = 0; i < r.n; ++i) {
-      const double u = r.x[i] / divisor;
+      const double u = r.x[i] * part;
       y[i] = u * u + constant;
     }
     return sum_of<exact>(y, r.n);
@@ -126,30 +127,36 @@ struct spherical_softmax {
 };
 
 // max(x, 0)² over a divisor, without overflow on the way.
-NX_INLINE void squared_over(const RowView& r, double divisor, double* y) {
-  for (std::int64_t i = 0; i < r.n; ++i) {
-    const double z = r.x[i] / r.temperature, u = z < 0 ? 0 : z;
-    y[i] = u * (u / divisor);
+template <bool exact> NX_INLINE void squared_over(const RowView& r, double divisor, double* y) {
+  if constexpr (exact) {
+    for (std::int64_t i = 0; i < r.n; ++i) {
+      const double z = r.x[i] / r.temperature, u = z < 0 ? 0 : z;
+      y[i] = u * (u / divisor);
+    }
+  } else {
+    const double factor = 1 / r.temperature / r.temperature / divisor;
+    for (std::int64_t i = 0; i < r.n; ++i) {
+      const double u = r.x[i] < 0 ? 0 : r.x[i];
+      y[i] = u * (u * factor);
+    }
   }
 }
 // dx, and Σ y g.
-NX_INLINE double squared_over_vjp(const RowView& r, double divisor, double slope) {
-  squared_over(r, divisor, r.room[0]);
-  for (std::int64_t i = 0; i < r.n; ++i) {
-    const double z = r.x[i] / r.temperature, u = z < 0 ? 0 : z;
-    r.y[i] = slope * r.g[i] * u / divisor;
-  }
+NX_INLINE double squared_over_vjp(const RowView& r, double divisor) {
+  squared_over<true>(r, divisor, r.room[0]);
+  const double slope = 2 / r.temperature / divisor;
+  for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.g[i] * (slope * (r.x[i] < 0 ? 0 : r.x[i]));
   return mean_of(r, r.room[0], 1);
 }
 
 struct squared_relu {
   enum { scale, n };
   template <bool exact> static bool forward(RowView& r) {
-    squared_over(r, length_of(r, n) * r.p[scale], r.y);
+    squared_over<exact>(r, length_of(r, n) * r.p[scale], r.y);
     return true;
   }
   template <bool exact> static bool backward(RowView& r) {
-    const double length = length_of(r, n), whole = squared_over_vjp(r, length * r.p[scale], 2);
+    const double length = length_of(r, n), whole = squared_over_vjp(r, length * r.p[scale]);
     r.dp[scale] = -whole / r.p[scale];
     r.dp[n] = -whole / length;
     return true;
@@ -159,12 +166,12 @@ struct squared_relu {
 struct lips_relu {
   enum { n };
   template <bool exact> static bool forward(RowView& r) {
-    squared_over(r, 2 * length_of(r, n), r.y);
+    squared_over<exact>(r, 2 * length_of(r, n), r.y);
     return true;
   }
   template <bool exact> static bool backward(RowView& r) {
     const double length = length_of(r, n);
-    r.dp[n] = -squared_over_vjp(r, 2 * length, 2) / length;
+    r.dp[n] = -squared_over_vjp(r, 2 * length) / length;
     return true;
   }
 };
@@ -174,9 +181,9 @@ constexpr double smallest = 4.9406564584124654e-324;
 struct normalized_squared_relu {
   static double least(const RowView&) { return smallest; }
   template <bool exact> static bool forward(RowView& r) {
-    const double scale = power_below(r.max);
+    const double part = 1 / power_below(r.max);
     for (std::int64_t i = 0; i < r.n; ++i) {
-      const double u = r.x[i] / scale;
+      const double u = r.x[i] * part;
       r.y[i] = u * u;
     }
     divide<exact>(r, sum_of<exact>(r.y, r.n));
