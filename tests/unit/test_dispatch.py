@@ -65,10 +65,10 @@ def test_explain_says_who_and_why():
     assert [c.backend for c in explained.candidates][-1] in normx.backends()
     assert explained.candidates[-1].taken and not any(c.taken for c in explained.candidates[:-1])
     assert str(explained).startswith("softmax on an array of numpy:")
-    capped = normx.explain("softmax", X, softcap=3.0)
-    assert capped.candidates[-1].backend == "reference"
+    weighted = normx.explain("logsumexp", X, b=3.0)
+    assert weighted.candidates[-1].backend == "reference"
     if normx.backends()["native"].usable:
-        assert "softcap" in capped.candidates[0].reason and "softcap" in str(capped)
+        assert "no b" in weighted.candidates[0].reason and "no b" in str(weighted)
 
 
 def test_explain_refuses_what_the_call_refuses():
