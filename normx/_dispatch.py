@@ -29,7 +29,7 @@ from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan, Prepared, prepare
 from normx._record import Record, record_of
 from normx._reference import reference_backend
-from normx.plugins import Backend, Call, Library, Pullback, Refusal
+from normx.plugins import Backend, Call, Library, Pullback, Refusal, TopKCall
 
 Array = Any
 Answer = TypeVar("Answer")
@@ -289,6 +289,15 @@ def _choose(
 def choose_gradient(plan: Plan, keywords: Mapping[str, Any]) -> tuple[str, Pullback]:
     """Who computes the gradients of a call."""
     return _choose(plan, _explicit(keywords), _gradient)
+
+
+def choose_topk(plan: Plan, k: int, keywords: Mapping[str, Any]) -> tuple[str, TopKCall | Refusal]:
+    """Who finds the largest weights of a call.
+
+    The first backend that can be had answers for all: the values are the bits of its softmax.
+    """
+    name, found = _choose(plan, _explicit(keywords), lambda found, _: found)
+    return name, found.topk(plan, k)
 
 
 # ------------------------------------------------------------------ trace

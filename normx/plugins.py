@@ -27,7 +27,7 @@ import numpy as np
 if TYPE_CHECKING:
     from normx._plan import Plan
 
-__all__ = ["Backend", "Call", "Library", "Pullback", "Refusal", "dtype_name"]
+__all__ = ["Backend", "Call", "Library", "Pullback", "Refusal", "TopKCall", "dtype_name"]
 
 Array = Any
 
@@ -74,6 +74,18 @@ class Pullback(Protocol):
         """
 
 
+class TopKCall(Protocol):
+    """A backend's way to the largest weights of one plan."""
+
+    def __call__(self, x: Array) -> tuple[Array, Array, str] | Refusal:
+        """Compute; return values, indices and the name of the kernel that ran.
+
+        Values and indices have the plan's shape, but k along the axis, and the order that
+        `normx.softmax_topk` promises; the values are the bits of the backend's softmax.
+        Refused is an `x` that does not lie as the kernel wants it.
+        """
+
+
 class Backend(ABC):
     """Who computes."""
 
@@ -90,6 +102,14 @@ class Backend(ABC):
     def gradient(self, plan: Plan) -> Pullback | Refusal:
         """How it computes the gradients of this plan, or why it does not."""
         return Refusal("computes no gradients")
+
+    def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
+        """How it finds the k largest weights of each row in one go, or why it does not.
+
+        The plan is that of a softmax.  Where this is refused, the weights are taken from
+        those of `implementation`, after a search for the largest scores.
+        """
+        return Refusal("has no kernel for the largest weights")
 
     def targets(self) -> Sequence[str]:
         """The variants that can be forced here (instruction sets, say)."""

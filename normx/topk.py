@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normx._calls import check_backend, checked, dense, known_keywords, part, single_axis
-from normx._dispatch import library_of
+from normx._dispatch import choose_topk, library_of, traced
 from normx._errors import described, wrong
 from normx._options import ArrayLike
-from normx._plan import NARROW
+from normx._plan import NARROW, Plan
 from normx._vjp import vjp
 from normx.normalizers.softmax import softmax
-from normx.plugins import Library, dtype_name
+from normx.plugins import Library, Refusal, dtype_name
 
 Array = Any
 
@@ -130,6 +130,8 @@ def softmax_topk(
         values, indices = (library.full(chosen, 0.0, prepared.plan.dtype, x) for _ in "vi")
         return TopK(values, _as_index(library, indices))
     xp = library.namespace()
+    if not renormalize and (fused := _fused(prepared.plan, scores, k, backend)) is not None:
+        return fused
     if kept is not None:
         kept = xp.broadcast_to(kept, shape)
     with library.quiet():
@@ -222,6 +224,17 @@ def _count(k: Any, length: int) -> int:
     if not 0 <= int(k) <= length:
         raise wrong(ValueError, "softmax_topk", "k", repr(int(k)), wanted)
     return int(k)
+
+
+def _fused(plan: Plan, scores: Array, k: int, backend: str | None) -> TopK | None:
+    """What a backend's kernel finds in one read of the scores, if it has one for them."""
+    name, call = choose_topk(plan, k, {"backend": backend})
+    found = call if isinstance(call, Refusal) else call(scores)
+    if isinstance(found, Refusal):
+        return None
+    values, indices, kernel = found
+    traced("softmax_topk", name, kernel)
+    return TopK(values, indices)
 
 
 def _as_index(library: Library, indices: Array) -> Array:

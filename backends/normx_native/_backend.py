@@ -13,7 +13,7 @@ import numpy as np
 from normx._dispatch import forget_plans
 from normx._plan import Plan
 from normx._version import __version__
-from normx.plugins import Backend, Call, Pullback, Refusal
+from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
 from normx_native import _rows
 from normx_native._results import allocator
 
@@ -98,6 +98,23 @@ class NativeBackend(Backend):
         if plan.library.name != "numpy":
             return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
         return _rows.backward(plan)
+
+    def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
+        if plan.library.name != "numpy":
+            return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
+        if plan.parameters or plan.where is not None or self.algorithm != "auto":
+            return Refusal("finds the largest weights of the plain softmax alone")
+        if plan.axis != (len(plan.shape) - 1,) or not 1 <= k <= _core.most_k:
+            return Refusal(f"finds 1 to {_core.most_k} weights, along the last axis")
+        shape, dtype = (*plan.shape[:-1], k), plan.library.dtype(plan.dtype)
+
+        def call(x: Array) -> tuple[Array, Array, str] | Refusal:
+            if x.strides[-1] != x.itemsize:
+                return Refusal("reads rows whose elements lie side by side")
+            values, indices = np.empty(shape, dtype), np.empty(shape, np.int64)
+            return values, indices, _core.softmax_topk(x, values, indices)
+
+        return call
 
 
 def _shaped(plan: Plan) -> bool:

@@ -30,6 +30,10 @@ class Call:
     ) -> None: ...
     def run(self, x: Any, out: Any, where: Any = None) -> str: ...
 
+most_k: int
+
+def softmax_topk(x: Any, values: Any, indices: Any) -> str: ...
+
 class RowsCall:
     def __init__(
         self,

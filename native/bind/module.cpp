@@ -24,6 +24,7 @@
 #include "dispatch/call.hpp"
 #include "dispatch/rows_call.hpp"
 #include "dispatch/target.hpp"
+#include "dispatch/topk.hpp"
 #include "memory/cache.hpp"
 #include "parallel/pool.hpp"
 
@@ -56,6 +57,13 @@ int type_number(const Dtype& dtype) {
   if (dtype.type_num >= 0) return dtype.type_num;
   const nb::object descr = nb::module_::import_("numpy").attr("dtype")(nb::module_::import_("ml_dtypes").attr(dtype.name));
   return reinterpret_cast<PyArray_Descr*>(descr.ptr())->type_num;
+}
+
+const Dtype& dtype_of(PyArrayObject* a, const char* name) {
+  const int type_num = PyArray_TYPE(a);
+  const Dtype* const dtype = find_dtype([&](const Dtype& d) { return d.type_num == type_num || (d.type_num < 0 && type_number(d) == type_num); });
+  if (!dtype) throw nb::type_error((std::string(name) + ": an array of float16, bfloat16, float32 or float64 was wanted").c_str());
+  return *dtype;
 }
 
 Empty parse_empty(std::string_view name) {
@@ -207,7 +215,7 @@ class PyRowsCall {
     const auto take = [&](int o, nb::handle h, int type_num, const char* name) {
       if (h.is_none()) return;
       operands[o] = of(h, type_num, name);
-      if (type_num < 0) storage[o] = storage_of(h, name);
+      if (type_num < 0) storage[o] = dtype_of(reinterpret_cast<PyArrayObject*>(h.ptr()), name).storage;
     };
     take(operand::x, x, -1, "x");
     take(operand::y, y, -1, "y");
@@ -249,15 +257,37 @@ class PyRowsCall {
     if (!fits) throw nb::value_error((std::string(name) + ": its shape is not the planned one").c_str());
     return {PyArray_BYTES(a), PyArray_STRIDES(a)};
   }
-  static Storage storage_of(nb::handle h, const char* name) {
-    const int type_num = PyArray_TYPE(reinterpret_cast<PyArrayObject*>(h.ptr()));
-    const Dtype* const dtype = find_dtype([&](const Dtype& d) { return d.type_num == type_num || (d.type_num < 0 && type_number(d) == type_num); });
-    if (!dtype) throw nb::type_error((std::string(name) + ": an array of float16, bfloat16, float32 or float64 was wanted").c_str());
-    return dtype->storage;
-  }
-
   const RowsCall call_;
 };
+
+nb::str topk(nb::handle x, nb::handle values, nb::handle indices) {
+  const auto array = [](nb::handle h, const char* name, int type_num) {
+    PyArrayObject* const a = reinterpret_cast<PyArrayObject*>(h.ptr());
+    if (!PyArray_Check(h.ptr()) || (type_num >= 0 && PyArray_TYPE(a) != type_num) || !PyArray_ISNOTSWAPPED(a) || PyArray_NDIM(a) < 1) {
+      throw nb::type_error((std::string(name) + ": a NumPy array of another dtype, with an axis, was wanted").c_str());
+    }
+    return a;
+  };
+  PyArrayObject* const scores = array(x, "x", -1);
+  const Dtype& dtype = dtype_of(scores, "x");
+  PyArrayObject* const results[] = {array(values, "values", PyArray_TYPE(scores)), array(indices, "indices", NPY_INT64)};
+  const int last = PyArray_NDIM(scores) - 1;
+  if (PyArray_STRIDE(scores, last) != PyArray_ITEMSIZE(scores)) throw nb::value_error("x: the elements of a row do not lie side by side");
+  for (PyArrayObject* const a : results) {
+    if (PyArray_NDIM(a) != last + 1 || !std::equal(PyArray_DIMS(a), PyArray_DIMS(a) + last, PyArray_DIMS(scores)) ||
+        PyArray_DIM(a, last) != PyArray_DIM(results[0], last) || !PyArray_IS_C_CONTIGUOUS(a) || !PyArray_ISWRITEABLE(a)) {
+      throw nb::value_error("values, indices: writeable contiguous arrays with k for each row were wanted");
+    }
+  }
+  const Target* target;
+  {
+    const GilReleased released(PyArray_SIZE(scores) >= release_from);
+    target = &softmax_topk(dtype.storage, {PyArray_DIMS(scores), static_cast<std::size_t>(last) + 1}, PyArray_DIM(results[0], last),
+                           {PyArray_BYTES(scores), PyArray_STRIDES(scores), PyArray_BYTES(results[0]),
+                            reinterpret_cast<std::int64_t*>(PyArray_BYTES(results[1]))});
+  }
+  return nb::str((std::string("softmax_topk_") + dtype.tag + "__" + target->name).c_str());
+}
 
 std::vector<std::tuple<std::string, std::string, std::string, bool>> list_programs() {
   std::vector<std::tuple<std::string, std::string, std::string, bool>> list;
@@ -314,4 +344,8 @@ NB_MODULE(_core, m) {
            "temperature"_a = nb::none(), "sink"_a = nb::none(), "parameters"_a = std::vector<nb::object>{}, "dtemperature"_a = nb::none(),
            "dsink"_a = nb::none(), "dparameters"_a = std::vector<nb::object>{},
            "Compute into y. Sets flag where a row is left to the formula. Returns the name of what ran.");
+
+  m.attr("most_k") = most_k;
+  m.def("softmax_topk", &topk, "x"_a, "values"_a, "indices"_a,
+        "The largest weights along the last axis, as many as values and indices have room for. Returns the name of the kernel that ran.");
 }

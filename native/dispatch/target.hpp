@@ -7,6 +7,7 @@
 
 #include "kernels/rows.hpp"
 #include "kernels/task.hpp"
+#include "kernels/topk.hpp"
 
 namespace normx {
 
@@ -14,9 +15,10 @@ struct Target {
   const char* name;
   int order;
   unsigned needs;
-  const Kernel* table;  // null where this build does not have it, like the other two
+  const Kernel* table;  // null where this build does not have it, like the other three
   const Program* programs;
   const RunRows* run_rows;
+  const RunTopK* topk;  // by storage type
 
   bool compiled() const { return table != nullptr; }
   bool supported() const;
