@@ -1,5 +1,16 @@
 // The k largest weights of a softmax, from one read of the row: while a chunk of it is in cache, its largest scores are found
 // and its exponentials summed. The sum and the pointwise map are softmax's own, so the weights have its bits.
+//
+// Expected: little more than logsumexp, which reads a row in the same way. Measured on one thread of a busy 2-core Zen 5, whole
+// calls on floats, medians of 15 interleaved runs in ms, beside torch.softmax followed by torch.topk:
+//
+//   rows          k   here   logsumexp   torch
+//   256 × 50257   8    3.0         2.4    59.1
+//   256 × 50257  64   10.6         2.4    70.4
+//   16 × 128256   8   0.57        0.45    2.65
+//   256 × 4096    8   0.55        0.22    1.59
+//   4096 × 128    4    2.0        0.16     8.5
+//   64 × 1024     8  0.078       0.017   0.107
 
 // The k largest scores seen so far: largest first, equal ones in the order in which they came.
 template <class T> struct Best {
