@@ -244,7 +244,7 @@ def accuracy(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure against NumPy, torch and ONNX Runtime; arguments go to `normx bench`."""
+    """Measure all functions beside NumPy and torch; arguments go to `normx bench`."""
     session.install(project("bench", "torch"), *group("torch"))
     session.run("normx", "bench", *session.posargs)
 

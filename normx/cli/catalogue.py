@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rich.table import Table
 
 from normx._record import Record, registry
-from normx.cli import screen
+from normx.cli import screen, timing
 from normx.cli.bench import Case, Result, Settings, run_case
 from normx.cli.bench_report import case_as_json
 from normx.cli.peers import COPY, ENTMAX, ENTMAX_NAMES, NORMX, REFERENCE, TORCH, Peer
@@ -90,9 +90,10 @@ def _table(case: Case, found: Sequence[tuple[Race, Result]], settings: Settings)
 def footnote(settings: Settings) -> str:
     """How the numbers came about."""
     return (
-        f"Medians of {settings.repeats} interleaved rounds per function (one, of who takes long); the median and lower "
-        "quartile are those of normx, the columns of the others their time over that of normx: "
-        "above 1×, normx is faster. copy: of the scores (np.copyto). reference: the record's "
+        f"Medians of {settings.repeats} interleaved rounds per function; whose call takes longer "
+        f"than {timing.PATIENCE:g} s is timed once. The median and lower quartile are those of "
+        "normx, the columns of the others their time over that of normx: above 1×, normx is "
+        "faster. copy: of the scores (np.copyto). reference: the record's "
         "formula on NumPy. –: has no such function. Results go into a ready array (out=) where "
         "that is possible; gradients are those of the scores, torch's and entmax's by autograd. "
         "Error: the largest, against the exact result."

@@ -615,6 +615,16 @@ def test_a_timing_lasts_a_millisecond_and_uses_the_buffers_in_turn():
     assert seen[:9] == [0, 1, 2] * 3
 
 
+def test_who_takes_long_is_timed_once(monkeypatch):
+    monkeypatch.setattr(timing, "PATIENCE", 0.0)
+    seen = []
+    slow = timing.Contestant("x", [lambda: seen.append(1)], warm=False)
+    timing.interleave([slow], 5, lambda text: None)
+    assert len(seen) == 2  # one to compile and touch the buffers
+    assert len(slow.times) == 1
+    assert slow.lower == slow.median
+
+
 def test_the_garbage_collector_is_off_while_timing():
     import gc
 
