@@ -244,8 +244,8 @@ def accuracy(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure all functions beside NumPy and torch; arguments go to `normx bench`."""
-    session.install(project("bench", "torch"), *group("torch"))
+    """Measure all functions beside NumPy, torch and entmax; arguments go to `normx bench`."""
+    session.install(project("bench", "torch"), *group("bench"))
     session.run("normx", "bench", *session.posargs)
 
 
