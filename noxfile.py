@@ -87,6 +87,18 @@ def install_libraries(session: nox.Session, *libraries: str) -> None:
         session.skip(f"{missing[0].partition(NO_WHEEL)[2].strip()}: no wheel for this platform")
 
 
+def between_marks(session: nox.Session, page: str, name: str, new: str) -> None:
+    """Put text between the two marks of a page; with `--check`, fail if it is not there."""
+    mark = f"<!-- {name} -->"
+    path = ROOT / page
+    before, _, rest = path.read_text("utf-8").partition(mark)
+    old, _, after = rest.partition(mark)
+    if "--check" not in session.posargs:
+        path.write_text(f"{before}{mark}\n\n{new.strip()}\n\n{mark}{after}", "utf-8")
+    elif old.strip() != new.strip():
+        session.error(f"{page} is out of date; run nox -s {session.name}.  It is now\n{new}")
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting, spelling and the project file; `-- --fix` mends what it can."""
@@ -218,21 +230,22 @@ def readme(session: nox.Session) -> None:
     install_libraries(session, *PLUGINS)
     pins = [pin for library in PLUGINS for pin in library_requirements(library)]
     session.install(project("cli", "bfloat16"), *pins)
-    table = str(session.run("normx", "capabilities", "--markdown", silent=True)).strip()
-    mark = "<!-- capabilities -->"
-    path = ROOT / "README.md"
-    before, _, rest = path.read_text("utf-8").partition(mark)
-    old, _, after = rest.partition(mark)
-    if "--check" not in session.posargs:
-        path.write_text(f"{before}{mark}\n\n{table}\n\n{mark}{after}", "utf-8")
-    elif old.strip() != table:
-        session.error(f"the README's table is out of date; run nox -s readme.  It is now\n{table}")
+    table = session.run("normx", "capabilities", "--markdown", silent=True)
+    between_marks(session, "README.md", "capabilities", str(table))
+
+
+@nox.session(default=False)  # minutes: exact results for every function and dtype
+def accuracy(session: nox.Session) -> None:
+    """Compute the largest errors in docs/accuracy.md; `-- --check` compares them instead."""
+    session.install(project("bfloat16"), *group("test"))
+    tables = session.run("python", "-P", "docs/ulp.py", silent=True)
+    between_marks(session, "docs/accuracy.md", "worst", str(tables))
 
 
 @nox.session(default=False)
 def bench(session: nox.Session) -> None:
-    """Measure against NumPy, torch and ONNX Runtime; arguments go to `normx bench`."""
-    session.install(project("bench", "torch"), *group("torch"))
+    """Measure all functions beside NumPy, torch and entmax; arguments go to `normx bench`."""
+    session.install(project("bench", "torch"), *group("bench"))
     session.run("normx", "bench", *session.posargs)
 
 

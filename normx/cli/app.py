@@ -173,8 +173,11 @@ def plot(
 @app.command()
 def bench(
     function: Annotated[
-        str, typer.Argument(help="A function of normx, such as softmax.", metavar="FUNCTION")
-    ],
+        str | None,
+        typer.Argument(
+            help="A function of normx, such as softmax; all by default.", metavar="FUNCTION"
+        ),
+    ] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(help="Sizes joined by x, such as 64x1024; may be repeated.", metavar="NxM"),
@@ -207,16 +210,34 @@ def bench(
         ),
     ] = False,
     max_size: Annotated[int, typer.Option(help="Longest row of --algorithms.")] = 1 << 26,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small arrays only: whether all works, in seconds.")
+    ] = False,
 ) -> None:
     """Time a function beside its peers, on the same data, in one interleaved run.
 
     Without --shape: a small matrix in cache, the whole call of one short row, four large ones, and
     columns. Every time stands beside those of normx and of a copy, and the largest error.
+
+    Without FUNCTION: every function, forward and backward, and the project's targets.
     """
     from normx.cli import bench as it
 
     settings = it.Settings(dtype, repeats, threads)
     it.check(settings)
+    if function is None:
+        _check_whole(
+            shape=shape or None,
+            axis=axis,
+            out_array=ready or None,
+            fresh=ready is False or None,
+            peer=peer or None,
+            plot=plot,
+            algorithms=algorithms or None,
+        )
+        _check_files(json, None)
+        _catalogue(settings, quick, json)
+        return
     record = it.record_named(function)
     _check_files(json, plot)
     if algorithms:
@@ -224,7 +245,7 @@ def bench(
         return
     from normx.cli import bench_report as report
 
-    chosen = it.cases(shape or (), axis, ready)
+    chosen = it.cases(shape or (["64x1024"] if quick else ()), axis, ready)
     peers = it.peers_named(peer or ())
     with screen.progress(it.steps_of(chosen, settings, peers)) as step:
         results = it.run(record, chosen, settings, peers, step)
@@ -240,6 +261,41 @@ def bench(
     if plot is not None:
         report.draw(function, results, settings, plot)
     _say_where(json, plot)
+
+
+def _check_whole(**options: Any) -> None:
+    """Refuse options that mean nothing where no function is named."""
+    for name, value in options.items():
+        if value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise screen.CommandError(
+                f"{flag} needs a FUNCTION, such as: normx bench softmax {flag}"
+            )
+
+
+def _catalogue(settings: Any, quick: bool, json: Path | None) -> None:
+    from normx.cli import bench_report as report
+    from normx.cli import catalogue, targets
+
+    races, wanted = catalogue.races(quick), targets.chosen(quick)
+    with screen.progress(len(races) + len(wanted)) as step:
+        found = [(race, catalogue.measure(race, settings, step)) for race in races]
+        reached = [
+            it
+            for (name, case), together in wanted.items()
+            for it in targets.measure(name, case, together, settings.repeats, step)
+        ]
+    console = screen.console()
+    console.print(report.machine_line(), style="dim", markup=False)
+    for table in (*catalogue.tables(found, settings), targets.table(reached)):
+        console.print(table)
+    console.print(catalogue.footnote(settings), style="dim", markup=False)
+    _warn(report.disturbed(score.busy_threads for _, it in found for score in it.scores))
+    if json is not None:
+        content = report.as_json("catalogue", [], settings)
+        parts = {"cases": catalogue.as_json(found), "targets": targets.as_json(reached)}
+        report.write_json(json, content | parts)
+    _say_where(json, None)
 
 
 def _study(record: Any, settings: Any, max_size: int, json: Path | None, plot: Path | None) -> None:

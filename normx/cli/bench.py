@@ -21,7 +21,7 @@ from normx._record import Record, registry
 from normx.cli import machine, screen
 from normx.cli.exact import exact, largest_error, some_rows
 from normx.cli.peers import COPY, NORMX, PEERS, Entry, Job, LeftOutError, Peer
-from normx.cli.samples import required
+from normx.cli.samples import keywords, unknown
 from normx.cli.timing import Contestant, interleave
 
 #: Standard deviation of the scores, which are normal: rows are neither flat nor one-hot.
@@ -41,14 +41,18 @@ class Case:
     axis : int
     ready : bool
         Whether results go into memory that exists already.
+    backward : bool
+        Whether the gradient of the scores is timed instead of the result.
     """
 
     shape: tuple[int, ...]
     axis: int = -1
     ready: bool = True
+    backward: bool = False
 
     def __str__(self) -> str:
-        return f"{'x'.join(map(str, self.shape))}, axis {self.axis}"
+        direction = ", backward" if self.backward else ""
+        return f"{'x'.join(map(str, self.shape))}, axis {self.axis}{direction}"
 
 
 #: In cache; the cost of a call; rows of a transformer, long ones, a vocabulary; columns.
@@ -81,6 +85,7 @@ class Score:
     ran: str
     times: list[float]
     median: float
+    lower: float
     spread: float
     busy_threads: float
     ulp: float | None
@@ -102,8 +107,8 @@ class Result:
 
 
 def record_named(name: str) -> Record:
-    """The function of that name that a benchmark can call with scores alone."""
-    known = {key: record for key, record in registry().items() if not required(record)}
+    """The function of that name, if there are values for what must be passed."""
+    known = {key: record for key, record in registry().items() if not unknown(record)}
     if name not in known:
         raise screen.allowed("function", name, known)
     return known[name]
@@ -205,8 +210,15 @@ def _job(record: Record, case: Case, settings: Settings) -> tuple[Job, str]:
         shape = shape[:axis] + shape[axis + 1 :]
     first = scores(case.shape, dtype, 0)
     inputs = [first, *(first.copy() for _ in range(count - 1))]
-    outputs = [np.full(shape, 1, dtype) for _ in range(count)]
-    return Job(record, case.axis, case.ready, inputs, outputs, settings.threads), place
+    if case.backward:
+        outputs = [scores(shape, dtype, 1) for _ in range(count)]
+    else:
+        outputs = [np.full(shape, 1, dtype) for _ in range(count)]
+    passed = keywords(record, case.shape)
+    job = Job(
+        record, case.axis, case.ready, inputs, outputs, settings.threads, passed, case.backward
+    )
+    return job, place
 
 
 # ------------------------------------------------------------------------- run
@@ -220,22 +232,25 @@ def run(
     step: Callable[[str], object],
 ) -> list[Result]:
     """Time every case; `step` is told of the progress, `steps_of` times."""
-    return [_run_case(record, case, settings, peers, _prefixed(step, str(case))) for case in chosen]
+    return [run_case(record, case, settings, peers, _prefixed(step, str(case))) for case in chosen]
 
 
-def _run_case(
+def run_case(
     record: Record,
     case: Case,
     settings: Settings,
     peers: Sequence[Peer],
     step: Callable[[str], object],
+    *,
+    checked: bool = True,
 ) -> Result:
+    """Time one case, normx and the copy among the peers; `checked`: with the errors."""
     job, place = _job(record, case, settings)
     result = Result(case, place)
     with job.undo, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of peers, about dtypes and threads
         entries = _prepare(job, peers, result, step)
-        errors = _errors(job, entries, result)
+        errors = _errors(job, entries, result) if checked else {}
         contestants = {
             name: Contestant(name, entry.calls, warm=place == IN_CACHE)
             for name, entry in entries.items()
@@ -263,6 +278,9 @@ def _prepare(
         if peer.version is None:
             result.left_out[peer.name] = "not installed"
             continue
+        if job.backward and not peer.gradients:
+            result.left_out[peer.name] = "is timed forward only"
+            continue
         try:
             entries[peer.name] = peer.prepare(job)
         except LeftOutError as reason:
@@ -279,8 +297,14 @@ def _errors(job: Job, entries: dict[str, Entry], result: Result) -> dict[str, fl
 
     Who answers in another dtype does another thing, and is left out.
     """
+    if job.backward or job.record.random:
+        return {}
     rows, places = some_rows(job.inputs[0], job.axis)
-    want = exact(job.record, rows, {})
+    passed = dict(job.keywords)
+    if "where" in passed:
+        mask = np.broadcast_to(passed["where"], job.inputs[0].shape)
+        passed["where"], _ = some_rows(mask, job.axis)
+    want = exact(job.record, rows, passed)
     errors = {}
     for name, entry in list(entries.items()):
         if entry.result is None:
@@ -318,6 +342,7 @@ def _tell(
                 ran=entry.ran,
                 times=timed.times,
                 median=timed.median,
+                lower=timed.lower,
                 spread=timed.spread,
                 busy_threads=timed.threads,
                 ulp=errors.get(peer.name),

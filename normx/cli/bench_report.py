@@ -111,19 +111,21 @@ def as_json(function: str, results: Sequence[Result], settings: Settings) -> dic
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": about_machine(),
         "settings": dataclasses.asdict(settings),
-        "cases": [
-            {
-                **dataclasses.asdict(result.case),
-                "place": result.place,
-                "scores": [_finite(dataclasses.asdict(score)) for score in result.scores],
-                "left_out": result.left_out,
-            }
-            for result in results
-        ],
+        "cases": [case_as_json(result) for result in results],
     }
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def case_as_json(result: Result) -> dict[str, Any]:
+    """Everything of one case."""
+    return {
+        **dataclasses.asdict(result.case),
+        "place": result.place,
+        "scores": [finite(dataclasses.asdict(score)) for score in result.scores],
+        "left_out": result.left_out,
+    }
+
+
+def finite(values: dict[str, Any]) -> dict[str, Any]:
     """JSON knows no NaN; infinity becomes text."""
     return {
         name: value

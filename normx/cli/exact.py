@@ -62,8 +62,15 @@ def exact(record: Record, x: NDArray[Any], keywords: dict[str, Any]) -> Wide:
     formula = _INDEPENDENT.get(record.name)
     if formula is not None and not keywords:
         return formula(x.astype(np.longdouble))
+    given = {name: option.default for name, option in record.keywords.items()} | keywords
+    # A number has the precision of the scores, so in float64 it is passed as rounded.
+    rounded = {
+        parameter.name: float(np.float32(given[parameter.name]))
+        for parameter in record.parameters
+        if x.dtype.itemsize < 8 and isinstance(given[parameter.name], int | float)
+    }
     with normx.use_backend("reference"):
-        return np.asarray(record.function(x.astype(np.float64), axis=-1, **keywords))
+        return np.asarray(record.function(x.astype(np.float64), axis=-1, **keywords | rounded))
 
 
 def largest_error(got: NDArray[Any], want: Wide) -> float:

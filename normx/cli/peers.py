@@ -8,11 +8,12 @@ benchmark prints the reason: nothing is dropped in silence.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,13 @@ class Job:
     ready : bool
         Whether results go into `outputs`, where the contestant can do that.
     inputs, outputs : sequence of array
-        One pair per set of buffers; the outputs have been written to before.
+        One pair per set of buffers; the outputs have been written to before.  For a
+        backward pass they hold the gradients of the results.
     threads : int
+    keywords : dict of str to object
+        What the function cannot be called without.
+    backward : bool
+        Whether the gradient of the scores is computed instead of the result.
     undo : ExitStack
         Puts back what preparing changed (numbers of threads).
     """
@@ -54,6 +60,8 @@ class Job:
     inputs: Sequence[Array]
     outputs: Sequence[Array]
     threads: int
+    keywords: dict[str, Any] = field(default_factory=dict)
+    backward: bool = False
     undo: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -98,11 +106,14 @@ class Peer:
     package : str
         Import name of what has to be installed.
     prepare : callable
+    gradients : bool
+        Whether it takes backward passes too.
     """
 
     name: str
     package: str
     prepare: Callable[[Job], Entry]
+    gradients: bool = False
 
     @property
     def version(self) -> str | None:
@@ -124,22 +135,29 @@ def _function(job: Job, known: dict[str, Callable[..., Any]]) -> Callable[..., A
 # ------------------------------------------------------------------ normx, copy
 
 
-def _normx(job: Job) -> Entry:
+def _normx(job: Job, backend: str | None = None) -> Entry:
     job.undo.callback(normx.set_num_threads, normx.get_num_threads())
     normx.set_num_threads(job.threads)
-    ready = job.ready and "out" in job.record.keywords
-    keywords: list[dict[str, Any]] = [{"axis": job.axis} for _ in job.inputs]
-    if ready:
-        for mine, out in zip(keywords, job.outputs, strict=True):
-            mine["out"] = out
-    calls = [
-        functools.partial(job.record.function, x, **mine)
-        for x, mine in zip(job.inputs, keywords, strict=True)
-    ]
+    ready = job.ready and "out" in job.record.keywords and not job.backward
+    # As users call it: a call pays for every option.
+    asked = {"axis": job.axis, **job.keywords} | ({"backend": backend} if backend else {})
+    calls: list[Callable[[], Any]] = []
+    for x, out in zip(job.inputs, job.outputs, strict=True):
+        if job.backward:
+            pullback = normx.vjp(job.record.function, x, **asked)[1]
+            calls.append(functools.partial(pullback, out))
+        else:
+            mine = {**asked, "out": out} if ready else asked
+            calls.append(functools.partial(job.record.function, x, **mine))
     with normx.trace() as ran:
         calls[0]()
     what = f"{ran[0].kernel} on {ran[0].target} ({ran[0].backend})"
     return Entry(calls, calls[0], "ready" if ready else "fresh", what)
+
+
+def _reference(job: Job) -> Entry:
+    # One set of buffers: arithmetic costs it so much that where the data lies does not show.
+    return _normx(replace(job, inputs=job.inputs[:1], outputs=job.outputs[:1]), "reference")
 
 
 def _copy(job: Job) -> Entry:
@@ -168,21 +186,42 @@ def _scipy(job: Job) -> Entry:
 def _torch(job: Job) -> Entry:
     import torch
 
-    function = _function(
-        job,
-        {"softmax": torch.softmax, "log_softmax": torch.log_softmax, "logsumexp": torch.logsumexp},
-    )
+    with_out: dict[str, Callable[..., Any]] = {
+        "softmax": torch.softmax,
+        "log_softmax": torch.log_softmax,
+        "logsumexp": torch.logsumexp,
+    }
+    without: dict[str, Callable[..., Any]] = {
+        "softmin": torch.nn.functional.softmin,
+        "sigmoid": lambda x, dim: torch.sigmoid(x - math.log(x.shape[dim])),
+        "gumbel_softmax": lambda x, dim: torch.nn.functional.gumbel_softmax(x, dim=dim),
+    }
+    function = _function(job, with_out | without)
     job.undo.callback(torch.set_num_threads, torch.get_num_threads())
     torch.set_num_threads(job.threads)
-    inputs = [_tensor(x) for x in job.inputs]
-    if not job.ready:
-        calls = [functools.partial(function, x, job.axis) for x in inputs]
-        return Entry(calls, lambda: _from_tensor(calls[0]()), "fresh")
+    if job.backward or not job.ready or job.name in without:
+        return _of_tensors(job, lambda x: function(x, job.axis))
     calls = [
-        functools.partial(function, x, job.axis, out=_tensor(out))
-        for x, out in zip(inputs, job.outputs, strict=True)
+        functools.partial(function, _tensor(x), job.axis, out=_tensor(out))
+        for x, out in zip(job.inputs, job.outputs, strict=True)
     ]
     return Entry(calls, lambda: _from_tensor(calls[0]()), "ready")
+
+
+def _of_tensors(job: Job, function: Callable[[Any], Any]) -> Entry:
+    """A function of tensors, or its gradient by torch's autograd; the result is fresh."""
+    import torch
+
+    tensors = [_tensor(x) for x in job.inputs]
+    if not job.backward:
+        calls = [functools.partial(function, x) for x in tensors]
+        return Entry(calls, lambda: _from_tensor(calls[0]()), "fresh")
+    scores = [x.requires_grad_() for x in tensors]
+    calls = [
+        functools.partial(torch.autograd.grad, function(x), x, _tensor(out), retain_graph=True)
+        for x, out in zip(scores, job.outputs, strict=True)
+    ]
+    return Entry(calls, None, "fresh")
 
 
 def _tensor(x: Array) -> Any:
@@ -203,13 +242,24 @@ def _from_tensor(y: Any) -> Array:
     return np.asarray(y.numpy())
 
 
+#: The entmax package's functions by those of normx.
+ENTMAX_NAMES = {
+    "sparsemax": "sparsemax",
+    "entmax15": "entmax15",
+    "entmax": "entmax_bisect",
+    "normmax": "normmax_bisect",
+    "budget": "budget_bisect",
+}
+
+
 def _entmax(job: Job) -> Entry:
     import entmax
 
-    function = _function(job, {name: getattr(entmax, name) for name in ("sparsemax", "entmax15")})
-    tensors = [_tensor(x) for x in job.inputs]
-    calls = [functools.partial(function, x, dim=job.axis) for x in tensors]
-    return Entry(calls, lambda: _from_tensor(calls[0]()), "fresh")
+    function = _function(job, {name: getattr(entmax, its) for name, its in ENTMAX_NAMES.items()})
+    defaults = {name: option.default for name, option in job.record.keywords.items()}
+    shared = {"alpha", "budget"} & set(defaults)
+    options = {name: (defaults | job.keywords)[name] for name in shared}
+    return _of_tensors(job, lambda x: function(x, dim=job.axis, **options))
 
 
 def _jax(job: Job) -> Entry:
@@ -349,16 +399,23 @@ def _onnxruntime(job: Job) -> Entry:
     return Entry(calls, result, "ready")
 
 
-NORMX = Peer("normx", "normx", _normx)
+NORMX = Peer("normx", "normx", _normx, gradients=True)
+#: The record's formula on NumPy.
+REFERENCE = Peer("reference", "normx", _reference, gradients=True)
 #: What memory allows: no function that writes as much as it reads can be faster.
-COPY = Peer("copy", "numpy", _copy)
+COPY = Peer("copy", "numpy", _copy, gradients=True)
+TORCH = Peer("torch", "torch", _torch, gradients=True)
+MLX = Peer("mlx", "mlx", _mlx)
+ONNXRUNTIME = Peer("onnxruntime", "onnxruntime", _onnxruntime)
+ENTMAX = Peer("entmax", "entmax", _entmax, gradients=True)
 PEERS = (
     NORMX,
     COPY,
+    REFERENCE,
     Peer("scipy", "scipy", _scipy),
-    Peer("torch", "torch", _torch),
+    TORCH,
     Peer("jax", "jax", _jax),
-    Peer("onnxruntime", "onnxruntime", _onnxruntime),
-    Peer("mlx", "mlx", _mlx),
-    Peer("entmax", "entmax", _entmax),
+    ONNXRUNTIME,
+    MLX,
+    ENTMAX,
 )

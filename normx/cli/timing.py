@@ -20,6 +20,8 @@ from typing import Any
 
 #: Shortest timing, in seconds: far above the resolution and the cost of the clock.
 LEAST = 1e-3
+#: Whose call takes longer than this, in seconds, is timed once: others are not kept waiting.
+PATIENCE = 0.5
 
 
 @dataclass(slots=True)
@@ -34,7 +36,7 @@ class Contestant:
     warm : bool
         Whether its data is to be in the cache: one call precedes every timing then.
     times : list of float
-        Seconds per call, one per round.
+        Seconds per call, one per round; one alone where that took long.
     processors : list of float
         Processor time over wall time, one per round.
     """
@@ -52,15 +54,20 @@ class Contestant:
 
     def calibrate(self) -> None:
         """Compile, touch all buffers, and find how many calls fill a timing."""
+        start = time.perf_counter()
         for call in self.calls:
             call()
+        if time.perf_counter() - start > PATIENCE * len(self.calls):
+            return
         while (wall := self._clock()[0]) < LEAST and self._inner < 1 << 24:
             # Aim above the target: the first calls are the slowest ones.
             enough = math.ceil(1.2 * self._inner * LEAST / max(wall, 1e-7))
             self._inner = max(self._inner + 1, enough)
 
     def run(self) -> None:
-        """One timing."""
+        """One timing, unless there is one already and it took too long."""
+        if self.times and self.times[0] > PATIENCE:
+            return
         if self.warm:
             next(self._turn)()
         wall, processor = self._clock()
@@ -79,6 +86,13 @@ class Contestant:
     def median(self) -> float:
         """Median time of a call, in seconds."""
         return statistics.median(self.times)
+
+    @property
+    def lower(self) -> float:
+        """Lower quartile of the times: near what an idle machine would take."""
+        if len(self.times) < 2:
+            return self.median
+        return statistics.quantiles(self.times, n=4, method="inclusive")[0]
 
     @property
     def spread(self) -> float:

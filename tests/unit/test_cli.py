@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -33,6 +34,7 @@ from normx.cli import (
     plot,
     samples,
     screen,
+    targets,
     timing,
 )
 from normx.cli.app import app
@@ -137,7 +139,9 @@ def test_missing_matplotlib_is_one_line_that_says_what_to_install(monkeypatch, t
     [
         (("frobnicate",), ("'frobnicate'", *COMMANDS)),
         (("--frobnicate",), ("--frobnicate", "normx --help")),
-        (("bench",), ("FUNCTION", "normx bench --help")),
+        (("bench", "--shape", "4x4"), ("--shape needs a FUNCTION", "normx bench softmax --shape")),
+        (("bench", "--axis", "0"), ("--axis needs a FUNCTION",)),
+        (("bench", "--fresh"), ("--fresh needs a FUNCTION",)),
         (("bench", "sofmax"), ("'sofmax'", "softmax", "logsumexp")),
         (("plot", "sofmax"), ("'sofmax'", "softmax", "logsumexp")),
         (("bench", "softmax", "--shape", "3x"), ("'3x'", "64x1024")),
@@ -412,6 +416,71 @@ def test_bench_without_shapes_takes_the_default_set():
     assert {case.axis for case in bench.cases((), 1, None)} == {1}
 
 
+def test_bench_of_everything_times_every_function_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LEAST", 0.0)
+    path = tmp_path / "all.json"
+    text = run("bench", "--quick", "--repeats", 1, "--json", path).stdout
+    content = json.loads(path.read_text())
+    forward = {case["function"] for case in content["cases"] if not case["backward"]}
+    backward = {case["function"] for case in content["cases"] if case["backward"]}
+    assert forward == set(registry())
+    assert backward == {name for name, record in registry().items() if record.vjp is not None}
+    for case in content["cases"]:
+        scores = {score["name"]: score for score in case["scores"]}
+        assert {"normx", "copy", "reference"} <= set(scores)
+        assert scores["normx"]["lower"] <= scores["normx"]["median"]
+        checked = not case["backward"] and case["function"] != "gumbel_softmax"
+        budget = record_of(case["function"]).ulp["float32"]
+        assert (scores["normx"]["ulp"] <= budget) if checked else scores["normx"]["ulp"] is None
+        assert not any(why.startswith("failed") for why in case["left_out"].values())
+    assert "the project's targets" in text
+    assert {target["verdict"] for target in content["targets"]} <= {"met", "missed", "not measured"}
+    assert all((t["reached"] is None) == bool(t["reason"]) for t in content["targets"])
+
+
+def test_a_quick_run_leaves_out_the_large_arrays():
+    sizes = [np.prod(case.shape) for _, case in targets.chosen(quick=True)]
+    assert sizes
+    assert max(sizes) <= targets.QUICK
+    assert sum(map(len, targets.chosen(quick=False).values())) == len(targets.TARGETS)
+
+
+def test_a_target_whose_contestant_is_missing_is_not_measured():
+    nobody = peers.Peer("nobody", "no_such_package", lambda job: None)
+    target = targets.Target(2.0, "softmax", bench.Case((2, 4)), nobody)
+    (it,) = targets.measure(target.function, target.case, [target], 1, lambda text: None)
+    assert (it.verdict, it.reason) == ("not measured", "nobody: not installed")
+    assert targets.Reached(target, 2.0).verdict == "met"
+    assert targets.Reached(target, 1.9).verdict == "missed"
+
+
+@pytest.mark.parametrize("target", targets.TARGETS, ids=lambda t: f"{t}, {t.theirs.name}")
+def test_contestants_of_targets_compute(target):
+    case = bench.Case((2, 16), target.case.axis, target.case.ready)
+    small = dataclasses.replace(target, case=case)
+    (it,) = targets.measure(small.function, case, [small], 1, lambda text: None)
+    forced = target.ours.package == "normx_native"  # this CPU may lack its instruction set
+    assert it.ratio is not None or forced or "not installed" in it.reason
+
+
+@pytest.mark.parametrize("peer", [peers.TORCH, peers.ENTMAX], ids=lambda peer: peer.name)
+@pytest.mark.parametrize("name", registry())
+def test_gradients_of_peers_are_those_of_normx(name, peer):
+    if peer.version is None:
+        pytest.skip(f"{peer.package} is not installed")
+    case = bench.Case((2, 40), backward=True)
+    job, _ = bench._job(record_of(name), case, bench.Settings(dtype="float64"))
+    with job.undo:
+        try:
+            entry = peer.prepare(job)
+        except peers.LeftOutError as reason:
+            pytest.skip(str(reason))
+        (got,) = entry.calls[0]()
+        want = peers.NORMX.prepare(job).calls[0]()["x"]
+    if not record_of(name).random:
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-9, atol=1e-9)
+
+
 def test_bench_says_who_was_left_out_and_why():
     text = run("bench", "softmax", "--shape", "2x4", "--repeats", 1, "--peer", "entmax").stdout
     assert "left out entmax: " in text
@@ -544,6 +613,16 @@ def test_a_timing_lasts_a_millisecond_and_uses_the_buffers_in_turn():
     timing.interleave([contestant], 1, lambda text: None)
     assert len(seen) * contestant.times[0] > timing.LEAST / 2
     assert seen[:9] == [0, 1, 2] * 3
+
+
+def test_who_takes_long_is_timed_once(monkeypatch):
+    monkeypatch.setattr(timing, "PATIENCE", 0.0)
+    seen = []
+    slow = timing.Contestant("x", [lambda: seen.append(1)], warm=False)
+    timing.interleave([slow], 5, lambda text: None)
+    assert len(seen) == 2  # one to compile and touch the buffers
+    assert len(slow.times) == 1
+    assert slow.lower == slow.median
 
 
 def test_the_garbage_collector_is_off_while_timing():
