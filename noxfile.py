@@ -12,6 +12,7 @@ needs more says what is missing and skips.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -160,20 +161,73 @@ def targets(session: nox.Session) -> None:
         session.error(f"NORMX_CPU_TARGET=bogus failed, but not by saying so: {said}")
 
 
-def cmake(session: nox.Session, *options: str) -> None:
-    """Configure and build native/ without Python, and run its self-test."""
+def cmake(session: nox.Session, *options: str, label: str = "") -> None:
+    """Configure and build native/ without Python, and run its self-test, or a part of it."""
     session.install(*group("native"))
     build = session.cache_dir / session.name
     configure = ("cmake", "-S", "native", "-B", str(build), "-G", "Ninja", "-DNORMX_BUILD_TESTS=ON")
     session.run(*configure, *options)
     session.run("cmake", "--build", str(build))
-    session.run("ctest", "--test-dir", str(build), "--output-on-failure", *session.posargs)
+    only = ("--label-regex", label) if label else ()
+    test = ("ctest", "--test-dir", str(build), "--output-on-failure")
+    session.run(*test, *only, *session.posargs)
 
 
-@nox.session(default=False)  # six minutes on two cores
+@nox.session(default=False)
 def native(session: nox.Session) -> None:
-    """Run the kernels' self-test under the address and undefined-behaviour sanitizers."""
-    cmake(session, "-DNORMX_SANITIZE=ON")
+    """Run the kernels' self-test under the address and undefined-behaviour sanitizers.
+
+    On demand, and before a release: six minutes on two cores, most of them compiling.
+    """
+    cmake(session, "-DNORMX_SANITIZE=address")
+
+
+@nox.session(default=False)
+def native_threads(session: nox.Session) -> None:
+    """Run what the self-test does with threads under the thread sanitizer.
+
+    On demand, when parallel/ or dispatch/ change: MEASURED.
+    """
+    cmake(session, "-DNORMX_SANITIZE=thread", label="threads")
+
+
+@nox.session(default=False)
+def native_sanitized(session: nox.Session) -> None:
+    """Run the kernels' Python tests and conformance on a module under the address sanitizer.
+
+    On demand, when kernels or bind/ change: MEASURED.
+    """
+    runtime = [shared_library(session, name) for name in ("libasan.so", "libstdc++.so")]
+    build = session.cache_dir / session.name  # apart from the build directory of pip install
+    options = (f"-Cbuild-dir={build}", "-Ccmake.define.NORMX_SANITIZE=address")
+    session.install(project("bfloat16"), *group("test"), *options)
+    # The interpreter itself is not compiled for it: it has to be loaded first, and CPython keeps
+    # much of its memory to the end.  Memory of the dead is kept back, so nothing is a leak.
+    env = {"LD_PRELOAD": " ".join(runtime), "ASAN_OPTIONS": "detect_leaks=0"}
+    suite = ("tests/native", "tests/conformance", "--library=numpy", "--backend=native")
+    without = "--ignore=tests/native/test_leaks.py"
+    session.run("pytest", *suite, without, *session.posargs, env=env)
+
+
+def shared_library(session: nox.Session, name: str) -> str:
+    """Find a library of the C++ compiler; skip the session where it has none."""
+    compiler = os.environ.get("CXX", "c++")
+    asked = (compiler, f"-print-file-name={name}")
+    path = str(session.run(*asked, silent=True, external=True)).strip()
+    if not Path(path).is_absolute():
+        session.skip(f"{compiler} has no {name}")
+    return path
+
+
+@nox.session(default=False)
+def native_long(session: nox.Session) -> None:
+    """Draw thousands of calls of every kernel, and make each kind of call a million times.
+
+    On demand: MEASURED.  The ordinary run has the same tests with fewer calls.
+    """
+    session.install(project("bfloat16"), *group("test"))
+    files = ("tests/native/test_fuzz.py", "tests/native/test_leaks.py")
+    session.run("pytest", *files, "--long", *session.posargs)
 
 
 @nox.session(default=False)

@@ -187,8 +187,9 @@ class Prepared:
             y = y[..., 0]
         if self._keepdims is not None:
             y = xp.reshape(y, self._keepdims)
-        if self._result_dtype in FLOATS:
-            y = library.cast(y, self._result_dtype)
+        if self._result_dtype in FLOATS and not library.has_dtype(y, self._result_dtype):
+            with library.quiet():  # what is too large for it is infinite
+                y = library.cast(y, self._result_dtype)
         return library.finish(y)
 
     def _aligned(self, array: Array) -> Array:

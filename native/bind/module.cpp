@@ -231,7 +231,7 @@ class PyRowsCall {
       if (h.is_none()) continue;
       operands[o] = of(h, NPY_DOUBLE, "sink", 1);
       const auto a = reinterpret_cast<PyArrayObject*>(h.ptr());
-      sinks = {PyArray_DIM(a, PyArray_NDIM(a) - 1), PyArray_STRIDE(a, PyArray_NDIM(a) - 1)};
+      if (o == operand::sink) sinks = {PyArray_DIM(a, PyArray_NDIM(a) - 1), PyArray_STRIDE(a, PyArray_NDIM(a) - 1)};  // dsink's lie side by side
     }
     const Target* target;
     {

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "parallel/fpmode.hpp"
 #include "parallel/pool.hpp"
 
 namespace normx {
@@ -198,6 +199,7 @@ Call::Ran Call::run_contiguous(const char* x, char* y) const {
 }
 
 Call::Ran Call::execute(const Layout& layout, const char* x, char* y) const {
+  const DefaultMode mode;
   const Target& target = current_target();
   Task t = layout.task;
   t.x = x;

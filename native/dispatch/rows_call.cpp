@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "parallel/fpmode.hpp"
 #include "parallel/pool.hpp"
 
 namespace normx {
@@ -99,6 +100,7 @@ const Target& RowsCall::run(const RowsOperand (&operands)[operand::count], const
   for (int i = 0; i < t.outer; ++i) rows *= axes[i].size;
   const std::int64_t units = rows / last.size * ((last.size + t.side - 1) / t.side);
 
+  const DefaultMode mode;
   const Target& target = current_target();
   const std::int64_t needed = rows_scratch(n_, t.side, backward_);
   const auto body = [&](std::int64_t first, std::int64_t last_unit, char* scratch) {

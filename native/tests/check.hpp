@@ -3,9 +3,11 @@
 
 #include <stdio.h>
 
+#include <atomic>
+
 namespace normx::test {
 
-extern int failures;  // in selftest.cpp
+extern std::atomic<int> failures;  // in selftest.cpp
 
 }  // namespace normx::test
 

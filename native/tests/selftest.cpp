@@ -1,18 +1,22 @@
-// selftest words <isa> | kernels <isa> | agreement | fork | current
+// selftest words <isa> | kernels <isa> | agreement | callers | modes | fork | current
 //
 // words      every word of a target's vector layer (words.cpp.in)
 // kernels    every line of kernels.def on a target, in every layout it takes: against long double, in ULP, and its special rows
 // agreement  the laws: a row's bits depend on nothing but the row, on any target with FMA (without it: among those without)
-// fork       threads, several callers at once, a child process after a parallel call
+// callers    several callers at once, while the target and the number of threads change
+// modes      whatever floating-point mode the caller has set, in its thread and the workers': the same bits, and it stays set
+// fork       a child process after a parallel call
 // current    prints the target and the number of threads that a process gets
 
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <exception>
 #include <limits>
 #include <string>
@@ -23,6 +27,7 @@
 
 #include "dispatch/call.hpp"
 #include "dispatch/target.hpp"
+#include "parallel/fpmode.hpp"
 #include "parallel/pool.hpp"
 #include "tests/check.hpp"
 
@@ -31,7 +36,7 @@
 
 namespace normx::test {
 
-int failures = 0;
+std::atomic<int> failures{0};
 
 #define NX_WORDS(isa) void words_##isa();
 #include "words_list.inc"
@@ -363,6 +368,121 @@ int agreement() {
   return failures != 0;
 }
 
+// Every kernel of float32 on rows that stay on their caller's thread, on many rows and on one that threads share, with what each
+// target makes of them on one thread.
+struct Work {
+  Call call;
+  Matrix<f32> x;
+  std::vector<std::vector<char>> want;
+
+  Work(const KernelName& k, std::int64_t rows, std::int64_t n)
+      : call(k.op, k.dtype, {rows, n}, {1}, Empty::zero, k.algorithm), x(rows, n, k.algorithm == "columns" ? Lay::columns : Lay::rows) {
+    Matrix<f32> scores = random_matrix<f32>(rows, n, 20, 0);
+    assign(x, scores);
+  }
+  Call::Ran run(std::vector<char>& y) {
+    const std::ptrdiff_t item = sizeof(f32), row = call.reduces() ? item : x.n * item, strides[] = {row, item};
+    y.assign(static_cast<std::size_t>(x.rows * row), '\x5a');
+    return call.run({x.at(0, 0), x.strides, y.data(), strides, nullptr, nullptr});
+  }
+};
+
+std::deque<Work> work_with_results() {
+  std::deque<Work> works;
+  for (const KernelName& k : kernel_names()) {
+    if (k.dtype != "f32") continue;
+    works.emplace_back(k, 3, 50);
+    works.emplace_back(k, 40, 3000);
+    if (k.algorithm != "columns") works.emplace_back(k, 1, 90000);
+  }
+  set_num_threads(1);
+  for (Work& w : works) w.want.resize(targets().size());
+  for (const Target& t : targets()) {
+    if (!t.supported()) continue;
+    set_target(t.name);
+    for (Work& w : works) w.run(w.want[static_cast<std::size_t>(&t - targets().data())]);
+  }
+  return works;
+}
+
+void check_run(Work& w, const char* when) {
+  std::vector<char> y;
+  const Call::Ran ran = w.run(y);
+  const KernelName& k = kernel_names()[static_cast<std::size_t>(ran.kernel)];
+  NX_CHECK(y == w.want[static_cast<std::size_t>(ran.target - targets().data())], "%s: %s_%s of %ld rows of %ld on %s: other bits", when, k.op.data(),
+           k.algorithm.data(), long(w.x.rows), long(w.x.n), ran.target->name);
+}
+
+// A call finishes on the target that it began with; ThreadSanitizer watches the rest.
+int callers() {
+  std::deque<Work> works = work_with_results();
+  std::vector<std::thread> threads;
+  std::atomic<int> calling{4};
+  for (int caller = 0; caller < 4; ++caller) {
+    threads.emplace_back([&, caller] {
+      for (std::size_t i = 0; i < 3 * works.size(); ++i) check_run(works[(i + 5 * caller) % works.size()], "several callers at once");
+      --calling;
+    });
+  }
+  for (int i = 0; calling; ++i) {
+    set_num_threads(1 + i % 4);
+    const Target& t = targets()[static_cast<std::size_t>(i) % targets().size()];
+    if (t.supported()) set_target(t.name);
+    std::this_thread::yield();
+  }
+  for (std::thread& t : threads) t.join();
+  return failures != 0;
+}
+
+#if defined(__x86_64__)
+// The three other roundings, subnormals taken for 0 and made 0, and every trap.
+constexpr DefaultMode::Register modes[] = {0x1f80 | 0x2000, 0x1f80 | 0x4000, 0x1f80 | 0x6000, 0x1f80 | 0x8040, 0};
+// x87's word; here of single precision and with rounding down.
+using Word = DefaultMode::Word;
+constexpr Word other_word = 0x047f;
+Word word() { return DefaultMode::word(); }
+void set_word(Word value) { DefaultMode::set_word(value); }
+#elif defined(__aarch64__)
+constexpr DefaultMode::Register modes[] = {1 << 22, 2 << 22, 3 << 22, 1 << 24};
+using Word = int;
+constexpr Word other_word = 0;
+Word word() { return 0; }
+void set_word(Word) {}
+#endif
+
+#if defined(__x86_64__) || defined(__aarch64__)
+// The first parallel call starts the workers in its own mode, so they are in none that suits.
+int floating_point_modes() {
+  std::deque<Work> works = work_with_results();
+  set_num_threads(3);
+  const DefaultMode::Register usual = DefaultMode::get();
+  const Word usual_word = word();
+  for (const Target& t : targets()) {
+    if (!t.supported()) continue;
+    set_target(t.name);
+    for (Work& w : works) {
+      for (const DefaultMode::Register mode : modes) {
+        std::vector<char> y;
+        set_word(other_word);
+        DefaultMode::set(mode);
+        w.run(y);
+        const DefaultMode::Register left = DefaultMode::get();
+        const Word left_word = word();
+        DefaultMode::set(usual);
+        set_word(usual_word);
+        NX_CHECK(DefaultMode::control(left) == DefaultMode::control(mode), "mode %lx became %lx", long(mode), long(left));
+        NX_CHECK(left_word == other_word, "the x87 word became %x", unsigned(left_word));
+        NX_CHECK(y == w.want[static_cast<std::size_t>(&t - targets().data())], "other bits in mode %lx: %ld rows of %ld on %s", long(mode),
+                 long(w.x.rows), long(w.x.n), t.name);
+      }
+    }
+  }
+  return failures != 0;
+}
+#else
+int floating_point_modes() { return 77; }
+#endif
+
 int fork_after_threads() {
   set_num_threads(3);
   Matrix<f32> x = random_matrix<f32>(64, 4096, 1, 0), want(64, 4096, Lay::rows);
@@ -372,11 +492,6 @@ int fork_after_threads() {
     run(Op::softmax, x, y);
     return y.memory == want.memory;
   };
-  std::vector<std::thread> callers;
-  bool good[4] = {};
-  for (bool& g : good) callers.emplace_back([&] { g = again() && again() && again(); });
-  for (std::thread& t : callers) t.join();
-  for (const bool g : good) NX_CHECK(g, "several callers at once");
   const pid_t child = fork();
   if (child == 0) _exit(again() && again() ? 0 : 1);
   int status = -1;
@@ -392,9 +507,11 @@ int main_of(int argc, char** argv) {
   if (part == "words") return words(isa);
   if (part == "kernels") return kernels(isa);
   if (part == "agreement") return agreement();
+  if (part == "callers") return callers();
+  if (part == "modes") return floating_point_modes();
   if (part == "fork") return fork_after_threads();
   if (part == "current") return std::printf("%s, %d threads\n", current_target().name, num_threads()) < 0;
-  std::fprintf(stderr, "selftest words <isa> | kernels <isa> | agreement | fork | current\n");
+  std::fprintf(stderr, "selftest words <isa> | kernels <isa> | agreement | callers | modes | fork | current\n");
   return 2;
 }
 
@@ -404,7 +521,7 @@ int main_of(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     const int status = normx::test::main_of(argc, argv);
-    if (normx::test::failures) std::fprintf(stderr, "%d checks failed\n", normx::test::failures);
+    if (normx::test::failures) std::fprintf(stderr, "%d checks failed\n", normx::test::failures.load());
     return status;
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -1,13 +1,20 @@
-# An object of one instruction set may define its table and nothing else that a linker sees. A weak symbol (an inline function
-# or a template outside the unnamed namespace) could be merged with its namesake from another object, and end up executing
-# this instruction set's code on a machine without it.
-execute_process(COMMAND ${NM} -C --defined-only ${OBJECT} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
-string(REGEX MATCHALL "[^\n]* [A-Zuvw] [^\n]*" visible "${symbols}")
-set(expected " normx::table_${ISA}$")
-if(NOT visible MATCHES "${expected}" OR visible MATCHES " [WVuvw] ")
-  message(FATAL_ERROR "visible symbols of the ${ISA} object:\n${visible}")
-endif()
-list(LENGTH visible count)
-if(NOT count EQUAL 1)
-  message(FATAL_ERROR "the ${ISA} object shows more than its table:\n${visible}")
+cmake_policy(SET CMP0057 NEW)  # IN_LIST
+# The objects of one instruction set may define their tables and nothing else that a linker sees. A weak symbol (an inline
+# function or a template outside the unnamed namespace) could be merged with its namesake from another object, and end up
+# executing this instruction set's code on a machine without it.
+string(REPLACE "," ";" objects "${OBJECTS}")
+set(tables table_${ISA} programs_${ISA} run_rows_${ISA} topk_${ISA})
+foreach(object IN LISTS objects)
+  execute_process(COMMAND ${NM} -C --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "[^\n]* [A-Zuvw] [^\n]*" visible "${symbols}")
+  foreach(symbol IN LISTS visible)
+    string(REGEX REPLACE "^.* normx::" "" name "${symbol}")
+    if(NOT name IN_LIST tables)
+      message(FATAL_ERROR "${object} shows more than its tables: ${symbol}")
+    endif()
+    list(REMOVE_ITEM tables "${name}")
+  endforeach()
+endforeach()
+if(tables)
+  message(FATAL_ERROR "no object of ${ISA} defines ${tables}")
 endif()

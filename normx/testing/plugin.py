@@ -149,6 +149,15 @@ def _targets(config: pytest.Config, backend: Backend) -> Sequence[str | None]:
     return chosen if every else [None]
 
 
+def records_of(backend: str, library: Library) -> list[str]:
+    """Names of the functions that a backend has, but for the random ones."""
+    return [
+        name
+        for name, record in registry().items()
+        if not record.random and _computes(backend, record, library)
+    ]
+
+
 def _computes(backend: str, record: Record, library: Library) -> bool:
     """Whether a backend has the function at all; see `normx.capabilities`."""
     x = library.from_numpy(np.zeros((2, 3), np.float32))

@@ -1,9 +1,12 @@
 """Threads, forks, the environment and the floating-point state."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,9 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import normx
+from normx._libraries import numpy_library
+from normx._record import record_of
+from normx.testing.plugin import records_of
 
 X = np.random.default_rng(0).normal(size=(512, 4096)).astype(np.float32)
 
@@ -250,6 +256,33 @@ def test_the_floating_point_state_is_left_as_found():
         normx.softmax(X, axis=axis)
         assert np.array([tiny]) * np.float32(1.0) == tiny
         assert np.array([np.float32(1e-38)]) * np.float32(1e-3) != 0.0
+
+
+CALLS = {
+    record.name: partial(record.function, backend="native", **record.example)
+    for record in map(record_of, records_of("native", numpy_library))
+} | {"softmax_topk": partial(normx.softmax_topk, k=4, backend="native")}
+
+#: FE_UPWARD of fenv.h.
+UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}
+
+
+@pytest.mark.skipif(os.name != "posix" or platform.machine() not in UPWARD, reason="no fenv.h")
+@pytest.mark.parametrize("name", CALLS)
+def test_the_rounding_that_the_caller_has_set_is_kept_and_without_effect(name):
+    """More modes, and the kernels one by one, are in native/tests/selftest.cpp."""
+    c, upward, call = ctypes.CDLL(None), UPWARD[platform.machine()], CALLS[name]
+    for x in (X[:1], X[:40]):
+        want = call(x)
+        before = c.fegetround()
+        c.fesetround(upward)
+        try:
+            got = call(x)
+            after = c.fegetround()
+        finally:
+            c.fesetround(before)
+        assert after == upward
+        assert np.array_equal(got, want)
 
 
 @pytest.mark.usefixtures("_threads_as_before")

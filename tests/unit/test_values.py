@@ -173,6 +173,15 @@ def test_largest_numbers(backend, dtype):
     assert call(normx.logsumexp, backend, np.array([top, top], dtype)) == top
 
 
+def test_what_is_too_large_for_the_dtype_asked_for_is_infinite(backend):
+    """Without a warning, which would be an error here."""
+    x = np.array([[1e6, 1e6], [0.0, -1e6]], np.float32)
+    got = call(normx.logsumexp, backend, x, dtype="float16", axis=-1)
+    assert np.array_equal(got, np.array([np.inf, 0.0], np.float16))
+    got = call(normx.log_softmax, backend, x, dtype="float16")
+    assert np.array_equal(got[1], np.array([0.0, -np.inf], np.float16))
+
+
 def test_infinities(backend):
     f = normx.softmax
     assert np.array_equal(call(f, backend, np.array([-np.inf, 0.0])), [0.0, 1.0])
@@ -306,6 +315,29 @@ def test_gradients_where_some_factors_are_zero():
         x, b = np.array([top, 0.0]), np.array([0.0, 1.0])
         y, pullback = normx.vjp(normx.logsumexp, x, b=b)
         assert y == 0.0 and np.array_equal(pullback(np.float64(1.0))["x"], [0.0, 1.0])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_gradients_of_several_sinks_along_any_axis(backend, axis):
+    rng = np.random.default_rng(3)
+    x, dy = rng.normal(size=(2, 5, 2, 3))
+    sink = rng.normal(size=[4 if a == axis else n for a, n in enumerate(x.shape)])
+    _, pullback = normx.vjp(normx.softmax, x, axis=axis, sink=sink, backend=backend)
+    gradients = pullback(dy)
+    logits = np.concatenate([x, sink], axis=axis)  # the sinks are scores without a cotangent
+    _, whole = normx.vjp(normx.softmax, logits, axis=axis, backend="reference")
+    want = whole(np.concatenate([dy, np.zeros_like(sink)], axis=axis))["x"]
+    got = np.concatenate([gradients["x"], gradients["sink"]], axis=axis)
+    np.testing.assert_allclose(got, want, rtol=1e-13, atol=1e-15)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_gradients_of_nothing(backend, shape):
+    x = np.zeros(shape, np.float32)
+    t = np.ones((*shape[:-1], 1), np.float32)
+    y, pullback = normx.vjp(normx.softmax, x, temperature=t, backend=backend)
+    gradients = pullback(y)
+    assert gradients["x"].shape == shape and np.array_equal(gradients["temperature"], 0 * t)
 
 
 def test_gradients_of_left_out_nan_under_a_softcap_are_zero():
