@@ -30,7 +30,9 @@ EXTRAS: dict[str, list[str]] = PROJECT["project"]["optional-dependencies"]
 PLUGINS = sorted(set(EXTRAS) & set(PROJECT["project"]["entry-points"]["normx.libraries"]))
 LIBRARIES = ["numpy", "array-api-strict", *PLUGINS]
 
-SUITE = ("tests/unit", "tests/conformance")
+#: On every core: there are ten thousand small tests.
+PARALLEL = "--numprocesses=auto"
+SUITE = ("tests/unit", "tests/conformance", PARALLEL)
 #: With the kernels that this machine runs; the others are the session `targets`.
 FULL_SUITE = (
     *(*SUITE, "tests/native", "--target=best"),
@@ -137,7 +139,8 @@ def conformance(session: nox.Session, library: str) -> None:
     """Run the conformance suite on one array library."""
     install_libraries(session, library)
     session.install(project(), *group("test"), *library_requirements(library))
-    session.run("pytest", "tests/conformance", f"--library={library}", *session.posargs)
+    suite = ("tests/conformance", PARALLEL, f"--library={library}")
+    session.run("pytest", *suite, *session.posargs)
 
 
 @nox.session
@@ -151,7 +154,8 @@ def targets(session: nox.Session) -> None:
         ran = str(session.run(*python, RUNS_TARGET, env=env, silent=True)).strip()
         if ran != target:
             session.error(f"with NORMX_CPU_TARGET={target}, {ran!r} ran")
-        suite = ("tests/native", "tests/conformance", "--backend=native", f"--target={target}")
+        where = ("tests/native", "tests/conformance", PARALLEL)
+        suite = (*where, "--library=numpy", "--backend=native", f"--target={target}")
         others = " or ".join(name for name in here if name != target)  # tests force these
         only = ("-k", f"not ({others})") if others else ()
         session.run("pytest", *suite, *only, *session.posargs, env=env)
