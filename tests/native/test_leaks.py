@@ -39,7 +39,7 @@ CALLS = {
     record.name: partial(record.function, X, backend="native", **record.example)
     for record in map(record_of, records_of("native", numpy_library))
 } | {
-    "softmax_topk": partial(normx.softmax_topk, X, k=4, backend="native"),
+    "softmax_topk": partial(normx.softmax_topk, X, 4, backend="native"),
     "along_axis_0": partial(softmax, X, axis=0),
     "of_float16": partial(softmax, X.astype(np.float16)),
     "with_out": partial(softmax, X, out=OUT),
