@@ -117,7 +117,7 @@ def _line(record: Record, place: Place, x: NDArray[np.float32], want: NDArray[An
     taken = first if first > _SLOW and not place.home.compiles else _time(call)
     error = float("nan") if want is None else largest_error(got, want)
     who = ran[-1]
-    what = f"{who.backend}: {who.kernel}"
+    what = f"{who.backend}: {who.kernel.removeprefix(f'{record.name}_')}"
     if who.target not in ("", place.home.name):
         what += f" on {who.target}"
     return Line(record.name, place, what, taken, error, record.ulp["float32"])
@@ -146,7 +146,7 @@ def table(lines: Sequence[Line], x: NDArray[Any]) -> Table:
         "error: largest against the exact result, in units in the last place; red above the budget"
         + (" (millions: a library that flushes subnormal weights to zero)." if flushed else "."),
     )
-    shown.add_column("function", style="bold")
+    shown.add_column("function", style="bold", no_wrap=True)
     shown.add_column("library")
     shown.add_column("what ran", style="dim")
     for header in ("time", "÷ reference", "error, ULP"):

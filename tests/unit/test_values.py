@@ -370,9 +370,8 @@ def test_a_sign_where_nothing_is_summed(backend):
 def test_limits_of_softcap_and_temperature(backend):
     x = np.array([1.0, 2.0, 0.0], np.float32)
     for cap in (1e39, 1e300, np.inf):
-        assert np.array_equal(
-            call(normx.softmax, backend, x, softcap=cap), normx.softmax(x, backend="reference")
-        )
+        capped = call(normx.softmax, backend, x, softcap=cap)
+        np.testing.assert_array_almost_equal_nulp(capped, normx.softmax(x), nulp=4)
     assert np.all(call(normx.softmax, backend, x, softcap=1e-46) == np.float32(1 / 3))
     infinite = call(normx.softmax, backend, np.array([np.inf, 0.0]), temperature=np.inf)
     assert np.array_equal(infinite, [1.0, 0.0])
