@@ -62,8 +62,8 @@ class NativeBackend(Backend):
     def implementation(self, plan: Plan) -> Call | Refusal:
         # Wrong numbers in the environment are told now, not at the first large array.
         _core.num_threads(), _core.cache_limit()
-        if plan.library.name != "numpy":
-            return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
+        if elsewhere := _elsewhere(plan):
+            return elsewhere
         name = plan.record.name
         whole = any(op == name and dtype == plan.dtype for op, dtype, _ in _core.kernels())
         # What the kernels of their own do not know, the row programs do.
@@ -95,13 +95,13 @@ class NativeBackend(Backend):
         return call
 
     def gradient(self, plan: Plan) -> Pullback | Refusal:
-        if plan.library.name != "numpy":
-            return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
+        if elsewhere := _elsewhere(plan):
+            return elsewhere
         return _rows.backward(plan)
 
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
-        if plan.library.name != "numpy":
-            return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
+        if elsewhere := _elsewhere(plan):
+            return elsewhere
         if plan.parameters or plan.where is not None or self.algorithm != "auto":
             return Refusal("finds the largest weights of the plain softmax alone")
         if plan.axis != (len(plan.shape) - 1,) or not 1 <= k <= _core.most_k:
@@ -115,6 +115,13 @@ class NativeBackend(Backend):
             return values, indices, _core.softmax_topk(x, values, indices)
 
         return call
+
+
+def _elsewhere(plan: Plan) -> Refusal | None:
+    """Why arrays cannot be read where they are."""
+    if plan.library.name == "numpy":
+        return None
+    return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
 
 
 def _shaped(plan: Plan) -> bool:

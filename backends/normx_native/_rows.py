@@ -164,7 +164,7 @@ def _entries(value: Any) -> Iterable[Any]:
 
 
 def _softcap(plan: Plan) -> float:
-    """The cap, where it caps anything: above 0 for the kernels, which square its inverse."""
+    """The cap, where it caps anything: far enough from 0 for its inverse to be a number."""
     assert plan.softcap is not None
     return 0.0 if plan.softcap > 1e150 else max(plan.softcap, 1e-150)
 
