@@ -17,8 +17,6 @@ namespace {
 constexpr std::int64_t parallel_from = std::int64_t{1} << 14;
 constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 14;
 
-int item_size(Storage s) { return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2; }
-
 bool continues(const RowsAxis& a, const RowsAxis& b) {
   return std::equal(std::begin(a.stride), std::end(a.stride), b.stride, [&](std::int64_t outer, std::int64_t inner) { return outer == inner * b.size; });
 }

@@ -55,6 +55,7 @@ enum : int { x, y, where, g, flag, sink, dsink, temperature, dtemperature, param
 }
 
 enum class Storage : std::uint8_t { f16, bf16, f32, f64 };
+constexpr int item_size(Storage s) { return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2; }
 
 struct RowsAxis {
   std::int64_t size;

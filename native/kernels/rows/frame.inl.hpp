@@ -133,8 +133,6 @@ NX_NOINLINE void narrow_row(Storage s, const double* from, char* to, std::int64_
   }
 }
 
-constexpr int item_size(Storage s) { return s == Storage::f64 ? 8 : s == Storage::f32 ? 4 : 2; }
-
 // A position among the rows, or among the lines of a row: an offset for each operand.
 struct Places {
   const RowsAxis* axes;
