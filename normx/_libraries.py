@@ -97,6 +97,15 @@ class NumPyLibrary(ArrayAPILibrary):
     def key(self, x: Array) -> Any:
         return x.shape, x.dtype
 
+    def on_host(self, x: Array) -> bool:
+        return True
+
+    def host_view(self, x: Array) -> Array:
+        return x
+
+    def host_adopt(self, fresh: Array) -> Array:
+        return fresh
+
     def device(self, x: Array) -> Any:
         return "cpu"
 

@@ -61,6 +61,8 @@ class Plan:
         The keywords that shape the formula.
     out : bool
         Whether the result goes into a given array.
+    on_host : bool
+        Whether the arrays can be read in host memory.
     """
 
     record: Record
@@ -74,6 +76,7 @@ class Plan:
     softcap: float | None = None
     constants: Mapping[str, Any] = field(default_factory=dict)
     out: bool = False
+    on_host: bool = False
 
     @property
     def result_shape(self) -> tuple[int, ...]:
@@ -260,6 +263,7 @@ def prepare(
         softcap=_softcap(name, get.get("softcap")),
         constants=constants_of_plan,
         out=out is not None,
+        on_host=library.on_host(x),
     )
     keepdims = None
     if get.get("keepdims"):

@@ -60,7 +60,11 @@ class ReferenceBackend(Backend):
         kernel = f"{plan.record.name}_formula_vjp__{plan.library.name}"
 
         def pullback(
-            x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
+            x: Array,
+            where: Array | None,
+            parameters: Mapping[str, Any],
+            y: Array | None,
+            dy: Array,
         ) -> tuple[dict[str, Array], str]:
             return gradients_of(plan, x, where, parameters, dy), kernel
 

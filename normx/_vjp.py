@@ -36,7 +36,8 @@ def vjp(
         ``pullback(dy)`` takes an array of the shape of `y` and returns a dict with
         the gradient of ``sum(y * dy)`` under the key ``"x"`` and one per numeric
         parameter that was passed, each in the shape of what was passed.  Entries
-        left out and empty rows receive exactly 0.  `x` must not change in between.
+        left out and empty rows receive exactly 0.  Neither `x` nor `y` may
+        change in between.
 
     Raises
     ------
@@ -76,6 +77,9 @@ def vjp(
             "a real function",
         )
     passed = {name: params[name] for name in plan.parameters if name in params}
+    # The result as the backend returned it, if nothing was done to it afterwards.
+    same = y is not None and not prepared.expand and library.has_dtype(y, plan.dtype)
+    result = y if same and shape_of_y == plan.result_shape else None
     if 0 not in plan.shape:
         by, gradient_of = choose_gradient(plan, params)
 
@@ -99,7 +103,7 @@ def vjp(
         if dtype_name(dy.dtype) not in FLOATS:
             dy = library.cast(dy, plan.dtype)
         with library.quiet():
-            gradients, kernel = gradient_of(scores, where, arrays, dy)
+            gradients, kernel = gradient_of(scores, where, arrays, result, dy)
             # A keyword without a gradient, such as a threshold, has gradient 0.
             still = xp.zeros_like(gradients["x"])
             gradients |= {name: still for name in passed if name not in gradients}

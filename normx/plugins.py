@@ -64,11 +64,17 @@ class Pullback(Protocol):
     """A backend's gradients of one plan."""
 
     def __call__(
-        self, x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
+        self,
+        x: Array,
+        where: Array | None,
+        parameters: Mapping[str, Any],
+        y: Array | None,
+        dy: Array,
     ) -> tuple[dict[str, Any], str]:
         """Compute; return the gradients by keyword, and the name of the kernel that ran.
 
-        The arguments are those of the `Call`, and the cotangent in the shape of its result.
+        The arguments are those of the `Call`, its result, where that is at hand as it was
+        returned, and the cotangent in the same shape.
         Each gradient has an axis for each axis of `x`; that of a parameter has its size along
         the reduced ones, and is not summed yet over the others.
         """
@@ -155,6 +161,18 @@ class Library(ABC):
     def is_concrete(self, x: Array) -> bool:
         """Whether values may be looked at: not while tracing, nor for lazy arrays."""
         return True
+
+    def on_host(self, x: Array) -> bool:
+        """Whether the data of `x` can be read in host memory, now: part of a plan's key."""
+        return False
+
+    def host_view(self, x: Array) -> np.ndarray:
+        """The memory of an array that is on the host, as NumPy's: shared, not copied."""
+        raise NotImplementedError
+
+    def host_adopt(self, fresh: np.ndarray) -> Array:
+        """A fresh array of NumPy's as one of this library, in the same memory where it can be."""
+        raise NotImplementedError
 
     @abstractmethod
     def device(self, x: Array) -> Any:

@@ -14,7 +14,7 @@ from normx._dispatch import forget_plans
 from normx._plan import Plan
 from normx._version import __version__
 from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
-from normx_native import _rows
+from normx_native import _host, _rows
 from normx_native._results import allocator
 
 _missing: str | None = None
@@ -62,8 +62,15 @@ class NativeBackend(Backend):
     def implementation(self, plan: Plan) -> Call | Refusal:
         # Wrong numbers in the environment are told now, not at the first large array.
         _core.num_threads(), _core.cache_limit()
-        if elsewhere := _elsewhere(plan):
-            return elsewhere
+        return _host.on_host(plan, self._forward, _host.forward)
+
+    def gradient(self, plan: Plan) -> Pullback | Refusal:
+        return _host.on_host(plan, _rows.backward, _host.backward)
+
+    def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
+        return _host.on_host(plan, lambda here: self._topk(here, k), _host.topk)
+
+    def _forward(self, plan: Plan) -> Call | Refusal:
         name = plan.record.name
         whole = any(op == name and dtype == plan.dtype for op, dtype, _ in _core.kernels())
         # What the kernels of their own do not know, the row programs do.
@@ -94,14 +101,7 @@ class NativeBackend(Backend):
 
         return call
 
-    def gradient(self, plan: Plan) -> Pullback | Refusal:
-        if elsewhere := _elsewhere(plan):
-            return elsewhere
-        return _rows.backward(plan)
-
-    def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
-        if elsewhere := _elsewhere(plan):
-            return elsewhere
+    def _topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         if plan.parameters or plan.where is not None or self.algorithm != "auto":
             return Refusal("finds the largest weights of the plain softmax alone")
         if plan.axis != (len(plan.shape) - 1,) or not 1 <= k <= _core.most_k:
@@ -115,13 +115,6 @@ class NativeBackend(Backend):
             return values, indices, _core.softmax_topk(x, values, indices)
 
         return call
-
-
-def _elsewhere(plan: Plan) -> Refusal | None:
-    """Why arrays cannot be read where they are."""
-    if plan.library.name == "numpy":
-        return None
-    return Refusal(f"reads NumPy arrays, not those of {plan.library.name}")
 
 
 def _shaped(plan: Plan) -> bool:

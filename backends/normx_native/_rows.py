@@ -81,7 +81,11 @@ def backward(plan: Plan) -> Pullback | Refusal:
     empty = allocator(plan.shape, dtype)
 
     def pullback(
-        x: Array, where: Array | None, parameters: Mapping[str, Any], dy: Array
+        x: Array,
+        where: Array | None,
+        parameters: Mapping[str, Any],
+        y: Array | None,
+        dy: Array,
     ) -> tuple[dict[str, Array], str]:
         rows = _Rows(plan, x, where, parameters)
         dx = empty(plan.shape, dtype)
