@@ -91,6 +91,7 @@ import signal, threading, time
 import numpy as np, normx
 x = np.random.default_rng(0).normal(size=(4096, 4096)).astype(np.float32)
 want = normx.softmax(x, backend="native")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 interrupted = 0
 for i in range(10):
     timer = threading.Timer(0.002 * (i + 1), signal.raise_signal, [signal.SIGINT])
