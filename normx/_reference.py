@@ -66,7 +66,8 @@ class ReferenceBackend(Backend):
             y: Array | None,
             dy: Array,
         ) -> tuple[dict[str, Array], str]:
-            return gradients_of(plan, x, where, parameters, dy), kernel
+            with plan.library.quiet():
+                return gradients_of(plan, x, where, parameters, dy), kernel
 
         return pullback
 

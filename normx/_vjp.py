@@ -85,7 +85,8 @@ def vjp(
 
     def pullback(dy: Array) -> dict[str, Array]:
         home, dy = _arrive(record, dy)
-        real = dtype_name(dy.dtype) in (*FLOATS, *INTEGERS)
+        fits = library.has_dtype(dy, plan.dtype)
+        real = fits or dtype_name(dy.dtype) in (*FLOATS, *INTEGERS)
         if home is not library or tuple(dy.shape) != shape_of_y or not real:
             raise wrong(
                 ValueError,
@@ -100,13 +101,11 @@ def vjp(
             return of_nothing(plan, x, passed)
         xp = library.namespace()
         dy = xp.reshape(dy, plan.result_shape)
-        if dtype_name(dy.dtype) not in FLOATS:
+        if not fits and dtype_name(dy.dtype) not in FLOATS:
             dy = library.cast(dy, plan.dtype)
-        with library.quiet():
-            gradients, kernel = gradient_of(scores, where, arrays, result, dy)
-            # A keyword without a gradient, such as a threshold, has gradient 0.
-            still = xp.zeros_like(gradients["x"])
-            gradients |= {name: still for name in passed if name not in gradients}
+        gradients, kernel = gradient_of(scores, where, arrays, result, dy)
+        for name in passed.keys() - gradients.keys():  # a threshold, say, has gradient 0
+            gradients[name] = xp.zeros_like(gradients["x"])
         traced(f"vjp({record.name})", by, kernel)
         return {
             name: shaped_as(
@@ -134,6 +133,8 @@ def of_nothing(plan: Plan, x: Array, passed: Mapping[str, Any]) -> dict[str, Arr
 def shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) -> Array:
     """The gradient summed back over the axes along which `value` was broadcast."""
     shape = tuple(getattr(value, "shape", ()))
+    if shape == tuple(gradient.shape) and library.has_dtype(gradient, dtype):
+        return library.finish(gradient)
     padded = (1,) * (gradient.ndim - len(shape)) + shape
     spread = tuple(i for i, size in enumerate(padded) if size == 1 and gradient.shape[i] != 1)
     if spread:

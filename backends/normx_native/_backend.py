@@ -14,7 +14,7 @@ from normx._dispatch import forget_plans
 from normx._plan import Plan
 from normx._version import __version__
 from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
-from normx_native import _host, _rows
+from normx_native import _host, _rows, _vjp
 from normx_native._results import allocator
 
 _missing: str | None = None
@@ -65,7 +65,7 @@ class NativeBackend(Backend):
         return _host.on_host(plan, self._forward, _host.forward)
 
     def gradient(self, plan: Plan) -> Pullback | Refusal:
-        return _host.on_host(plan, _rows.backward, _host.backward)
+        return _host.on_host(plan, _vjp.backward, _host.backward)
 
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         return _host.on_host(plan, lambda here: self._topk(here, k), _host.topk)

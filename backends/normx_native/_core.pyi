@@ -32,6 +32,9 @@ class Call:
 
 most_k: int
 
+vjps: list[str]
+
+def vjp(function: str, x: Any, y: Any, dy: Any, dx: Any) -> str: ...
 def softmax_topk(x: Any, values: Any, indices: Any) -> str: ...
 
 class RowsCall:

@@ -25,6 +25,7 @@
 #include "dispatch/rows_call.hpp"
 #include "dispatch/target.hpp"
 #include "dispatch/topk.hpp"
+#include "dispatch/vjp.hpp"
 #include "memory/cache.hpp"
 #include "parallel/pool.hpp"
 
@@ -289,6 +290,31 @@ nb::str topk(nb::handle x, nb::handle values, nb::handle indices) {
   return nb::str((std::string("softmax_topk_") + dtype.tag + "__" + target->name).c_str());
 }
 
+// Rows are as long as their last axis says: what has others is reshaped by the caller.
+nb::str vjp(std::string_view function, nb::handle x, nb::handle y, nb::handle dy, nb::handle dx) {
+  const int which = find_vjp(function);
+  if (which < 0) throw nb::value_error("function: one of vjps was wanted");
+  const nb::handle handles[] = {x, y, dy, dx};
+  PyArrayObject* a[4];
+  for (int i = 0; i < 4; ++i) {
+    a[i] = reinterpret_cast<PyArrayObject*>(handles[i].ptr());
+    const bool is_one = PyArray_Check(handles[i].ptr()) && PyArray_IS_C_CONTIGUOUS(a[i]) && PyArray_ISALIGNED(a[i]) && PyArray_ISNOTSWAPPED(a[i]);
+    if (!is_one || PyArray_NDIM(a[i]) != 2 || !PyArray_SAMESHAPE(a[i], a[0]) || PyArray_TYPE(a[i]) != PyArray_TYPE(a[0])) {
+      throw nb::type_error("x, y, dy, dx: contiguous matrices of one shape and dtype were wanted");
+    }
+  }
+  const int type = PyArray_TYPE(a[0]);
+  if (type != NPY_FLOAT && type != NPY_DOUBLE) throw nb::type_error("x: float32 or float64 was wanted");
+  if (!PyArray_ISWRITEABLE(a[3])) throw nb::value_error("dx: the array is read-only");
+  const Target* target;
+  {
+    const GilReleased released(PyArray_SIZE(a[0]) >= release_from);
+    target = &run_vjp(which, type == NPY_DOUBLE, {PyArray_BYTES(a[0]), PyArray_BYTES(a[1]), PyArray_BYTES(a[2]), PyArray_BYTES(a[3]), PyArray_DIM(a[0], 1), false},
+                      PyArray_DIM(a[0], 0));
+  }
+  return nb::str((std::string(function) + (type == NPY_DOUBLE ? "_f64_vjp__" : "_f32_vjp__") + target->name).c_str());
+}
+
 std::vector<std::tuple<std::string, std::string, std::string, bool>> list_programs() {
   std::vector<std::tuple<std::string, std::string, std::string, bool>> list;
   for (const Program& p : programs()) list.emplace_back(p.name, p.parameters, p.constants, p.backward[0] != nullptr);
@@ -344,6 +370,10 @@ NB_MODULE(_core, m) {
            "temperature"_a = nb::none(), "sink"_a = nb::none(), "parameters"_a = std::vector<nb::object>{}, "dtemperature"_a = nb::none(),
            "dsink"_a = nb::none(), "dparameters"_a = std::vector<nb::object>{},
            "Compute into y. Sets flag where a row is left to the formula. Returns the name of what ran.");
+
+  m.attr("vjps") = nb::cast(std::vector<std::string>(std::begin(vjp_functions), std::end(vjp_functions)));
+  m.def("vjp", &vjp, "function"_a, "x"_a, "y"_a, "dy"_a, "dx"_a,
+        "The gradient of the rows of x from the result y and the cotangent dy. Returns the name of the kernel that ran.");
 
   m.attr("most_k") = most_k;
   m.def("softmax_topk", &topk, "x"_a, "values"_a, "indices"_a,

@@ -7,16 +7,12 @@
 #include <stdexcept>
 #include <string>
 
+#include "dispatch/limits.hpp"
 #include "parallel/fpmode.hpp"
 #include "parallel/pool.hpp"
 
 namespace normx {
 namespace {
-
-// A call of fewer elements stays on its caller's thread.
-constexpr std::int64_t parallel_from = std::int64_t{1} << 16;
-// What a thread takes at a time, in elements.
-constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 15;
 
 // Rows of at most this many bytes stay in L2, with their exponentials, from one pass of reload to the next. 2^26 floats on
 // one core of a 2-core Zen 5 (1 MiB of L2), in ms, np.copyto taking 14.4:
@@ -27,12 +23,6 @@ constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 15;
 //   online       21.3     -  18.5  20.6   18.1   18.2    18.3    18.8    18.5  21.9
 //   recompute    29.5     -  22.4  27.3   25.2   26.5       -       -       -  26.6
 constexpr std::int64_t reload_bytes = std::int64_t{448} << 10;
-
-// x and y of this many bytes are not in the caches when the call begins, and will not be when it ends.
-constexpr std::int64_t stream_bytes = std::int64_t{1} << 25;
-
-// Of shorter rows the edges cost more than streaming the rest saves.
-constexpr std::int64_t stream_row_bytes = 512;
 
 int item_size(std::string_view dtype) {
   return dtype == "f64" ? 8 : dtype == "f32" ? 4 : 2;

@@ -1,6 +1,7 @@
 #include "dispatch/rows_call.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -13,7 +14,7 @@
 namespace normx {
 namespace {
 
-// As in call.cpp; an element costs a program several times as much.
+// Instead of those of limits.hpp: an element costs a program several times as much.
 constexpr std::int64_t parallel_from = std::int64_t{1} << 14;
 constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 14;
 
@@ -100,17 +101,23 @@ const Target& RowsCall::run(const RowsOperand (&operands)[operand::count], const
 
   const DefaultMode mode;
   const Target& target = current_target();
-  const std::int64_t needed = rows_scratch(n_, t.side, backward_);
+  const std::int64_t needed = rows_scratch(n_, t.side, sinks.count, backward_);
+  std::atomic<bool> out_of_memory = false;
   const auto body = [&](std::int64_t first, std::int64_t last_unit, char* scratch) {
     std::unique_ptr<char[]> own;
-    if (needed > scratch_bytes) own.reset(new char[static_cast<std::size_t>(needed)]);
-    (*target.run_rows)(t, target.programs[program_], first, last_unit, own ? own.get() : scratch);
+    if (needed > scratch_bytes) {
+      own.reset(new (std::nothrow) char[static_cast<std::size_t>(needed)]);
+      if (!own) return void(out_of_memory = true);  // no exception leaves a thread of the pool
+      scratch = own.get();
+    }
+    (*target.run_rows)(t, target.programs[program_], first, last_unit, scratch);
   };
   if (elements_ < parallel_from) {
     body(0, units, scratch());
   } else {
     parallel_for(units, std::max<std::int64_t>(1, elements_at_a_time / (n_ * t.side)), body);
   }
+  if (out_of_memory) throw std::bad_alloc();
   return target;
 }
 

@@ -12,13 +12,14 @@
 namespace normx {
 
 // Defined by the files of targets/ where `compiled` is 1.
-#define NX_TABLES_0(name) nullptr, nullptr, nullptr, nullptr
-#define NX_TABLES_1(name) table_##name, programs_##name, &run_rows_##name, topk_##name
+#define NX_TABLES_0(name) nullptr, nullptr, nullptr, nullptr, nullptr
+#define NX_TABLES_1(name) table_##name, programs_##name, &run_rows_##name, topk_##name, vjps_##name
 #define NX_TARGET(name, order, compiled, needs) \
   extern const Kernel table_##name[];           \
   extern const Program programs_##name[];       \
   extern const RunRows run_rows_##name;         \
-  extern const RunTopK topk_##name[];
+  extern const RunTopK topk_##name[];           \
+  extern const RunVjp vjps_##name[][2];
 #include "isa_list.inc"
 #undef NX_TARGET
 

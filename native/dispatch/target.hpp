@@ -8,6 +8,7 @@
 #include "kernels/rows.hpp"
 #include "kernels/task.hpp"
 #include "kernels/topk.hpp"
+#include "kernels/vjp.hpp"
 
 namespace normx {
 
@@ -15,10 +16,11 @@ struct Target {
   const char* name;
   int order;
   unsigned needs;
-  const Kernel* table;  // null where this build does not have it, like the other three
+  const Kernel* table;  // null where this build does not have it, like the other four
   const Program* programs;
   const RunRows* run_rows;
-  const RunTopK* topk;  // by storage type
+  const RunTopK* topk;     // by storage type
+  const RunVjp (*vjps)[2];  // in the order of vjp_functions: of floats, of doubles
 
   bool compiled() const { return table != nullptr; }
   bool supported() const;

@@ -3,18 +3,11 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "dispatch/limits.hpp"
 #include "parallel/fpmode.hpp"
 #include "parallel/pool.hpp"
 
 namespace normx {
-namespace {
-
-// As in call.cpp.
-constexpr std::int64_t parallel_from = std::int64_t{1} << 16;
-constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 15;
-
-}  // namespace
-
 const Target& softmax_topk(Storage storage, std::span<const std::ptrdiff_t> shape, std::int64_t k, const TopKOperands& o) {
   if (shape.empty() || shape.size() > max_axes) throw std::invalid_argument("1 to 64 axes were wanted");
   const std::int64_t n = shape.back();

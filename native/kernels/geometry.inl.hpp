@@ -144,25 +144,30 @@ template <class T> struct Row {
   }
   NX_INLINE static void prefetch(const char*, Part) {}
 
-  // y = f(x), element by element. Whole lines of y are written at once, wherever it begins.
-  template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
+  // The elements of y from byte `at` on are f(at, how many). Whole lines of y are written at once, wherever it begins.
+  template <class F> NX_INLINE void write(char* y, F&& f) const {
     const Lines lines(y, sizeof(T), n);
-    const bool past_caches = streams && n * sizeof(T) >= 65536;
-    if (lines.head) store(y, f(load(x, Part{lines.head}, T(0))), Part{lines.head});
-    x += lines.head * sizeof(T);
-    y += lines.head * sizeof(T);
+    const bool past_caches = streams && n * sizeof(T) >= 8192;
+    std::int64_t at = 0;
+    if (lines.head) store(y, f(at, Part{lines.head}), Part{lines.head});
+    at += lines.head * static_cast<std::int64_t>(sizeof(T));
     const auto whole = [&]<int count>(Full<count> where) NX_INLINED {
-      prefetch(x, where);
-      const Vec<T, count> v = f(load(x, where, T(0)));
-      past_caches ? stream(y, v) : store(y, v);
-      x += 64 * count;
-      y += 64 * count;
+      const Vec<T, count> v = f(at, where);
+      past_caches ? stream(y + at, v) : store(y + at, v);
+      at += 64 * count;
     };
     std::int64_t left = lines.whole;
     for (; left >= group; left -= group) whole(Full<group>{});
     for (; left; --left) whole(Full<1>{});
-    if (lines.tail) store(y, f(load(x, Part{lines.tail}, T(0))), Part{lines.tail});
+    if (lines.tail) store(y + at, f(at, Part{lines.tail}), Part{lines.tail});
     if (past_caches) stream_fence();
+  }
+  // y = f(x), element by element.
+  template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
+    write(y, [&](std::int64_t at, auto where) NX_INLINED {
+      prefetch(x + at, where);
+      return f(load(x + at, where, T(0)));
+    });
   }
 
   // The row's maximum in every lane. −inf if the row is empty, or all NaN.

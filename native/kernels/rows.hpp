@@ -79,10 +79,11 @@ struct RowsTask {
 // Rows done together where they lie side by side: a cache line of floats.
 constexpr int most_side = 16;
 
-// Bytes of scratch: the rows themselves, with their cotangents, three rows of room, and a flag for each entry.
+// Bytes of scratch: the rows themselves, with their cotangents, three rows of room, a row's sinks with their gradients, and a
+// flag for each entry.
 constexpr std::int64_t rows_pitch(std::int64_t n) { return ((n + 7) / 8 + 4) * 64; }
-constexpr std::int64_t rows_scratch(std::int64_t n, int side, bool backward) {
-  return rows_pitch(n) * (side * (backward ? 2 : 1) + 3) + n * side + 128;
+constexpr std::int64_t rows_scratch(std::int64_t n, int side, std::int64_t sinks, bool backward) {
+  return rows_pitch(n) * (side * (backward ? 2 : 1) + 3) + sinks * 16 + n * side + 128;
 }
 
 using RunRows = void (*)(const RowsTask&, const Program&, std::int64_t first, std::int64_t last, char* scratch);

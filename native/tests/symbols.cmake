@@ -3,7 +3,7 @@ cmake_policy(SET CMP0057 NEW)  # IN_LIST
 # function or a template outside the unnamed namespace) could be merged with its namesake from another object, and end up
 # executing this instruction set's code on a machine without it.
 string(REPLACE "," ";" objects "${OBJECTS}")
-set(tables table_${ISA} programs_${ISA} run_rows_${ISA} topk_${ISA})
+set(tables table_${ISA} programs_${ISA} run_rows_${ISA} topk_${ISA} vjps_${ISA})
 foreach(object IN LISTS objects)
   execute_process(COMMAND ${NM} -C --defined-only ${object} OUTPUT_VARIABLE symbols COMMAND_ERROR_IS_FATAL ANY)
   string(REGEX MATCHALL "[^\n]* [A-Zuvw] [^\n]*" visible "${symbols}")

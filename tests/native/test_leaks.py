@@ -35,11 +35,14 @@ def planned(out, axis=1):
 
 
 softmax = partial(normx.softmax, backend="native")
+_, PULLBACK = normx.vjp(normx.softmax, X, backend="native")
 CALLS = {
     record.name: partial(record.function, X, backend="native", **record.example)
     for record in map(record_of, records_of("native", numpy_library))
 } | {
     "softmax_topk": partial(normx.softmax_topk, X, 4, backend="native"),
+    "gradient": lambda: PULLBACK(X),
+    "gradient_by_rows": lambda: PULLBACK(X[::-1]),
     "along_axis_0": partial(softmax, X, axis=0),
     "of_float16": partial(softmax, X.astype(np.float16)),
     "with_out": partial(softmax, X, out=OUT),

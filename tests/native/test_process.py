@@ -263,7 +263,10 @@ def test_the_floating_point_state_is_left_as_found():
 CALLS = {
     record.name: partial(record.function, backend="native", **record.example)
     for record in map(record_of, records_of("native", numpy_library))
-} | {"softmax_topk": lambda x: normx.softmax_topk(x, 4, backend="native")}
+} | {
+    "softmax_topk": lambda x: normx.softmax_topk(x, 4, backend="native"),
+    "gradient": lambda x: normx.vjp(normx.softmax, x, backend="native")[1](x)["x"],
+}
 
 #: FE_UPWARD of fenv.h.
 UPWARD = {"x86_64": 0x800, "aarch64": 0x400000}

@@ -169,7 +169,8 @@ class Frame {
   Frame(const RowsTask& t, const Program& program, char* scratch) : t(t), program(program), pitch(rows_pitch(t.n) / 8) {
     scratch += (64 - reinterpret_cast<std::uintptr_t>(scratch) % 64) % 64;
     buffers = reinterpret_cast<double*>(scratch);
-    fates = scratch + rows_pitch(t.n) * (t.side * (t.backward ? 2 : 1) + 3);
+    of_sinks = room(3);
+    fates = reinterpret_cast<char*>(of_sinks + 2 * t.sinks);
   }
 
   void run(const Places& outer, int side) {
@@ -332,7 +333,7 @@ class Frame {
     r.n_constants = t.n_constants;
     r.filler = program.log_space ? -inf : 0;
     r.scale = 1;
-    const Sinks sinks(*this, k, r);
+    take_sinks(r, k);
     char* const flag = at[operand::flag] + neighbour[operand::flag] * k;
     *flag = !done(r, k);
     if (*flag) return false;
@@ -341,37 +342,25 @@ class Frame {
       narrow_row(t.storage[operand::y], &r.value, const_cast<char*>(place(operand::y, k)), 0, 1, 1);
     }
     for (int i = 0; i < 4; ++i) put_number(operand::dparameter + i, k, dp[i]);
-    sinks.put(r);
+    put_sinks(r, k);
     return true;
   }
 
-  // The sinks of a row, side by side, and their gradients.
-  struct Sinks {
-    const Frame& f;
-    int k;
-    double few[32];
-    double* at = few;
-
-    Sinks(const Frame& f, int k, RowView& r) : f(f), k(k) {
-      r.sinks = f.t.sinks;
-      if (!r.sinks) return;
-      if (r.sinks > 16) at = static_cast<double*>(__builtin_malloc(static_cast<std::size_t>(r.sinks) * 2 * sizeof(double)));
-      const char* from = f.place(operand::sink, k);
-      for (std::int64_t i = 0; i < r.sinks; ++i) __builtin_memcpy(at + i, from + i * f.t.sink_stride, sizeof(double));
-      for (std::int64_t i = 0; i < r.sinks; ++i) at[r.sinks + i] = 0;
-      r.sink = at;
-      r.dsink = at + r.sinks;
+  // The sinks of a row come side by side, and their gradients go so to their array.
+  void take_sinks(RowView& r, int k) const {
+    r.sinks = t.sinks;
+    if (!r.sinks) return;
+    r.sink = of_sinks;
+    r.dsink = of_sinks + r.sinks;
+    const char* from = place(operand::sink, k);
+    for (std::int64_t i = 0; i < r.sinks; ++i, from += t.sink_stride) __builtin_memcpy(of_sinks + i, from, sizeof(double));
+    for (std::int64_t i = 0; i < r.sinks; ++i) r.dsink[i] = 0;
+  }
+  void put_sinks(const RowView& r, int k) const {
+    if (at[operand::dsink]) {
+      __builtin_memcpy(const_cast<char*>(place(operand::dsink, k)), r.dsink, static_cast<std::size_t>(r.sinks) * sizeof(double));
     }
-    Sinks(const Sinks&) = delete;
-    ~Sinks() {
-      if (at != few) __builtin_free(at);
-    }
-    void put(const RowView& r) const {  // side by side in their array
-      if (f.at[operand::dsink]) {
-        __builtin_memcpy(const_cast<char*>(f.place(operand::dsink, k)), r.dsink, static_cast<std::size_t>(r.sinks) * sizeof(double));
-      }
-    }
-  };
+  }
 
   bool done(RowView& r, int k) {
     if (!(r.temperature > 0 && r.temperature < inf)) return false;
@@ -451,6 +440,7 @@ class Frame {
   Glance seen[most_side];
   double scale[most_side];
   double* buffers;
+  double* of_sinks;
   char* fates;
   char* at[operand::count];
   const std::int64_t* neighbour;

@@ -1,0 +1,53 @@
+"""Gradients from results: what needs neither the scores nor the mask once more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from normx._plan import Plan
+from normx.plugins import Pullback, Refusal
+from normx_native import _rows
+from normx_native._results import allocator
+
+Array = Any
+
+
+def backward(plan: Plan) -> Pullback | Refusal:
+    """How the gradients of a plan are computed: from the result where that is enough."""
+    from normx_native import _core
+
+    from_scores = _rows.backward(plan)
+    name, ndim = plan.record.name, len(plan.shape)
+    if (
+        name not in _core.vjps
+        # In half precision the result has lost what the gradient is made of.
+        or plan.dtype not in ("float32", "float64")
+        or plan.parameters
+        or plan.softcap is not None
+        or plan.empty != "zero"
+        or plan.axis != tuple(range(ndim - len(plan.axis), ndim))
+        or isinstance(from_scores, Refusal)
+    ):
+        return from_scores
+    run = _core.vjp
+    dtype = plan.library.dtype(plan.dtype)
+    empty = allocator(plan.shape, dtype)
+    rows = (-1, math.prod(plan.shape[i] for i in plan.axis))
+
+    def pullback(
+        x: Array,
+        where: Array | None,
+        parameters: Mapping[str, Any],
+        y: Array | None,
+        dy: Array,
+    ) -> tuple[dict[str, Array], str]:
+        given = [x, dy] if y is None else [x, y, dy]
+        if y is None or dy.dtype != dtype or not all(a.flags.c_contiguous for a in given):
+            return from_scores(x, where, parameters, y, dy)
+        dx = empty(plan.shape, dtype)
+        kernel = run(name, *(a.reshape(rows) for a in (*given, dx)))
+        return {"x": dx}, kernel
+
+    return pullback
