@@ -228,8 +228,11 @@ class Library(ABC):
 
     def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Array) -> Array:
         """Random numbers strictly between 0 and 1, in float32 or float64."""
-        bits = 52 if dtype == "float64" else 23
-        return self.from_numpy(((rng.integers(0, 2**bits, shape) + 0.5) / 2.0**bits).astype(dtype))
+        bits, steps = (52, np.uint64) if dtype == "float64" else (23, np.uint32)
+        noise = rng.integers(0, 2**bits, shape, dtype=steps).astype(dtype)
+        noise += 0.5
+        noise *= 2.0**-bits
+        return self.from_numpy(noise)
 
     def check_out(self, out: Array) -> str | None:
         """Why `out` cannot be written to; None if it can."""

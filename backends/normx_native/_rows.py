@@ -24,7 +24,6 @@ class Program:
     name: str
     parameters: tuple[str, ...]
     constants: tuple[str, ...]
-    differentiable: bool
 
 
 @cache
@@ -33,8 +32,8 @@ def programs() -> Mapping[str, Program]:
     from normx_native import _core
 
     return {
-        name: Program(name, tuple(parameters.split()), tuple(constants.split()), differentiable)
-        for name, parameters, constants, differentiable in _core.programs()
+        name: Program(name, tuple(parameters.split()), tuple(constants.split()))
+        for name, parameters, constants in _core.programs()
     }
 
 
@@ -74,8 +73,6 @@ def backward(plan: Plan) -> Pullback | Refusal:
     found = _found(plan)
     if isinstance(found, Refusal):
         return found
-    if not found.differentiable:
-        return Refusal(f"its {found.name} has no gradient")
     run = _call(plan, found, backward=True).run
     dtype = plan.library.dtype(plan.dtype)
     empty = allocator(plan.shape, dtype)

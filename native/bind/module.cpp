@@ -315,9 +315,9 @@ nb::str vjp(std::string_view function, nb::handle x, nb::handle y, nb::handle dy
   return nb::str((std::string(function) + (type == NPY_DOUBLE ? "_f64_vjp__" : "_f32_vjp__") + target->name).c_str());
 }
 
-std::vector<std::tuple<std::string, std::string, std::string, bool>> list_programs() {
-  std::vector<std::tuple<std::string, std::string, std::string, bool>> list;
-  for (const Program& p : programs()) list.emplace_back(p.name, p.parameters, p.constants, p.backward[0] != nullptr);
+std::vector<std::tuple<std::string, std::string, std::string>> list_programs() {
+  std::vector<std::tuple<std::string, std::string, std::string>> list;
+  for (const Program& p : programs()) list.emplace_back(p.name, p.parameters, p.constants);
   return list;
 }
 
@@ -345,7 +345,7 @@ NB_MODULE(_core, m) {
   labels = new KernelLabels;
 
   m.def("kernels", &list_kernels, "(op, dtype, algorithm) of every kernel.");
-  m.def("programs", &list_programs, "(name, parameters, constants, has a gradient) of every row program; the lists are separated by blanks.");
+  m.def("programs", &list_programs, "(name, parameters, constants) of every row program; the lists are separated by blanks.");
   m.def("targets", &list_targets, "(name, compiled, supported) of every CPU target, in rising order.");
   m.def("target", [] { return current_target().name; }, "The CPU target in use. Honours NORMX_CPU_TARGET at first use.");
   m.def("set_target", &set_target, "name"_a, "Use another CPU target from now on.");

@@ -154,7 +154,7 @@ bool Call::lay_out(const Operands& o, Layout& layout) const {
   }
 
   Task& t = layout.task;
-  t = {o.x, o.y, o.where, n_, 1, 0, 0, outer_count, reduced_count, empty_, false, layout.axes};
+  t = {o.x, o.y, o.where, n_, 1, 0, 0, outer_count, reduced_count, empty_, targets()[0].table[packed_].negated, false, layout.axes};
   if (layout.kernel == columns_) {
     // A panel is packed, computed and unpacked in turn. To pack the next one and write the last one between the terms of the
     // sum, as reload does with rows, was expected to take 5 ms instead of 7.9 for 4096 rows of 4096 floats along axis 0. It took

@@ -40,7 +40,6 @@ RowsCall::RowsCall(std::string_view program, std::vector<std::int64_t> shape, st
     : program_(find_program(program)), shape_(std::move(shape)), reduced_(shape_.size(), false), backward_(backward),
       gives_up_empty_(gives_up_empty), softcap_(softcap), constants_(std::move(constants)) {
   if (program_ < 0) throw std::invalid_argument("no row program '" + std::string(program) + "'; programs() lists those that exist");
-  if (backward && !this->program().backward[0]) throw std::invalid_argument("the row program '" + std::string(program) + "' has no gradient");
   if (shape_.size() >= max_axes) throw std::invalid_argument("more than 64 axes");
   for (const int a : axes) {
     if (a < 0 || a >= static_cast<int>(shape_.size())) throw std::invalid_argument("axis " + std::to_string(a) + " is out of range");

@@ -19,7 +19,7 @@ const Target& softmax_topk(Storage storage, std::span<const std::ptrdiff_t> shap
     rows *= a + 1 < shape.size() ? shape[a] : 1;
   }
   const int outer = static_cast<int>(shape.size()) - 1;
-  const TopKTask t{{o.x, o.values, nullptr, n, rows, 0, 0, outer, 1, Empty::zero, false, axes}, k, o.indices};
+  const TopKTask t{{o.x, o.values, nullptr, n, rows, 0, 0, outer, 1, Empty::zero, false, false, axes}, k, o.indices};
   const DefaultMode mode;
   const Target& target = current_target();
   const RunTopK run = target.topk[static_cast<std::size_t>(storage)];

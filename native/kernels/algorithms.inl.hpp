@@ -19,7 +19,7 @@ template <class Op, class Layout> struct Chunked {
     Layout rows(t, first, scratch);
     for (std::int64_t unit = first; unit < last; ++unit) {
       if (unit > first) rows.next();
-      t.n <= chunk_size<T> ? in_one_piece(t, rows) : by_chunks(t, rows);
+      t.n <= Layout::longest_piece ? in_one_piece(t, rows) : by_chunks(t, rows);
     }
   }
 
@@ -177,8 +177,12 @@ template <class Op, class S, template <class, class> class Algorithm>
 constexpr Kernel kernel(const char* op, const char* dtype, const char* algorithm) {
   using A = Algorithm<Op, S>;
   if constexpr (requires { &A::lift; }) {
-    return {op, dtype, algorithm, A::run, A::lift, A::merge, A::write, A::state_bytes, Op::reduces};
+    return {op, dtype, algorithm, A::run, A::lift, A::merge, A::write, A::state_bytes, Op::reduces, false};
   } else {
-    return {op, dtype, algorithm, A::run, nullptr, nullptr, nullptr, 0, Op::reduces};
+    return {op, dtype, algorithm, A::run, nullptr, nullptr, nullptr, 0, Op::reduces, false};
   }
+}
+constexpr Kernel of_negated(Kernel k) {
+  k.negated = true;
+  return k;
 }

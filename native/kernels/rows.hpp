@@ -31,6 +31,7 @@ struct RowView {
   std::int64_t n_constants;
   std::int64_t left_out;  // entries that `where` leaves out
   double filler;          // the weight of those
+  double left_out_cotangents;  // of a program that fills: their sum
   double scale;           // what all of y is still to be multiplied by, on its way to memory
   double value;           // forward: what a reduction amounts to
 

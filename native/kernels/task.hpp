@@ -31,6 +31,7 @@ struct Task {
   int panel, head;     // columns in a panel (0: this is no columns kernel); in a narrower one before the others, which then begin with a cache line of y
   int outer, reduced;
   Empty empty;
+  bool negated;  // x counts with the other sign
   bool streams;  // y is so large that it had better not pass through the caches
   const Axis* axes;
 };
@@ -48,6 +49,7 @@ struct Kernel {
   void (*write)(const Task&, std::int64_t unit, std::int64_t chunk, const char* states, char* scratch);
   std::size_t state_bytes;  // of one chunk's state
   bool reduces;             // a value for each row instead of a row
+  bool negated;             // wants Task::negated
 };
 
 // A thread's scratch holds one panel, and what a partial vector at its end may touch. A panel is at most eight vectors wide, and

@@ -79,8 +79,8 @@ template <class S> struct Storage {
   }
 };
 
-enum class Op { softmax, log_softmax, logsumexp };
-constexpr std::string_view op_names[] = {"softmax", "log_softmax", "logsumexp"};
+enum class Op { softmax, log_softmax, logsumexp, softmin };
+constexpr std::string_view op_names[] = {"softmax", "log_softmax", "logsumexp", "softmin"};
 
 // One row, exactly enough. Left-out entries are −inf in x already.
 std::vector<Real> reference(Op op, const std::vector<Real>& x) {
@@ -283,6 +283,16 @@ template <class S> void laws() {
         for (std::int64_t i = 0; i < n; ++i) alone.set(0, i, x.get(rows - 1, i));
         run(op, alone, y);
         same(y, rows - 1, "alone and misaligned");
+        if (op == Op::softmax) {
+          Matrix<S> negated = x, of_negated(rows, n, Lay::rows);
+          for (std::int64_t r = 0; r < rows; ++r) {
+            for (std::int64_t i = 0; i < n; ++i) negated.set(r, i, Storage<S>::of(static_cast<double>(-Storage<S>::real(x.get(r, i)))));
+          }
+          for (const char* algorithm : {"packed", "auto"}) {
+            run(Op::softmin, negated, of_negated, algorithm);
+            same(of_negated, 0, "softmin of the negated scores");
+          }
+        }
         if (op != Op::logsumexp) {
           Matrix<S> in_place = x;
           run(op, in_place, in_place);

@@ -278,6 +278,7 @@ class Frame {
       n += fate[i] == present;
     }
     if (cotangents) {
+      for (std::int64_t i = 0; program.fills && i < all; ++i) r.left_out_cotangents += fate[i] == out ? cotangents[i] : 0;
       n = 0;
       for (std::int64_t i = 0; i < all; ++i) {
         cotangents[n] = cotangents[i];

@@ -5,6 +5,7 @@ struct Beside {
   const double* logits = nullptr;
   std::int64_t count = 0;
   double times = 1;
+  double cotangent = 0;
 };
 
 // What a row's exponentials amount to. Everything is relative to the exponential of `top`, the largest logit of all.
@@ -96,7 +97,10 @@ template <bool exact> NX_NOINLINE bool weights_vjp(RowView& r, Real factor, Besi
   });
   Denominator d;
   if (!denominator<exact>(z.level(), both[0] - 1, b, d)) return false;
-  const Real inverse = d.shrink / d.whole(), mean = both[1] * inverse;
+  const auto weight_of = [&](double logit) { return logit > -inf ? b.times * exp_of<exact>(logit - d.top) / d.whole() : 0; };
+  const Real inverse = d.shrink / d.whole();
+  Real mean = both[1] * inverse;
+  if (b.cotangent != 0 && b.logits[0] > -inf) mean += weight_of(b.logits[0]) * b.cotangent;
   const Vec<double> scale = all(static_cast<double>(inverse)), centre = all(static_cast<double>(mean));
   const Vec<double> slope = all(static_cast<double>(factor));
   if (dfactor) {
@@ -112,7 +116,7 @@ template <bool exact> NX_NOINLINE bool weights_vjp(RowView& r, Real factor, Besi
     });
   }
   for (std::int64_t i = 0; dlogits && i < b.count; ++i) {
-    dlogits[i] = b.logits[i] > -inf ? static_cast<double>(-b.times * exp_of<exact>(b.logits[i] - d.top) / d.whole() * mean) : 0;
+    dlogits[i] = b.logits[i] > -inf ? static_cast<double>(weight_of(b.logits[i]) * (b.cotangent - mean)) : 0;
   }
   return true;
 }
@@ -282,12 +286,15 @@ struct inhibited_softmax {
   template <bool exact> static bool backward(RowView& r) { return weights_vjp<exact>(r, 1, {r.p, 1}, r.dp, nullptr); }
 };
 
-// Forward only: what is left out has weights here, and so cotangents, which a program does not see.
+// What is left out has weights here, and cotangents: their mean is that of the one logit that stands for all.
 struct masked_softmax {
   static constexpr bool fills = true;
-  template <bool exact> static bool forward(RowView& r) {
-    return weights<exact>(r, 1, {r.p, r.left_out ? 1 : 0, static_cast<double>(r.left_out)}, &r.filler);
+  static Beside left_out(const RowView& r) {
+    const double times = static_cast<double>(r.left_out);
+    return {r.p, r.left_out ? 1 : 0, times, r.left_out ? r.left_out_cotangents / times : 0};
   }
+  template <bool exact> static bool forward(RowView& r) { return weights<exact>(r, 1, left_out(r), &r.filler); }
+  template <bool exact> static bool backward(RowView& r) { return weights_vjp<exact>(r, 1, left_out(r), r.dp, nullptr); }
 };
 
 struct nonnegative_softmax : softmax {
