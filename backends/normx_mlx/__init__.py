@@ -51,9 +51,9 @@ class MLXLibrary(ArrayAPILibrary):
         return _host.adopt(fresh)
 
     def entered(self, plan: Plan, backend: str, call: Call) -> Call:
-        from normx_mlx import _host
+        from normx_mlx import _gradients
 
-        return _host.differentiable(plan, backend, call)
+        return _gradients.differentiable(plan, backend, call)
 
     def is_concrete(self, x: Any) -> bool:
         try:

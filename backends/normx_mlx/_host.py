@@ -1,4 +1,4 @@
-"""Arrays of MLX in host memory: views, memory for results, and gradients of what runs there."""
+"""Arrays of MLX in host memory: views of them, and memory for results."""
 
 from __future__ import annotations
 
@@ -6,24 +6,22 @@ import ctypes
 import io
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from normx import _dispatch as dispatch
 from normx._libraries import numpy_library
-from normx._plan import Plan
-from normx._reference import compute, gradients_of
-from normx._vjp import shaped_as
-from normx.plugins import Backend, Call, NotOnHost, Pullback, dtype_name
+from normx.plugins import NotOnHost
 
 Array = Any
 
 #: Bytes from which on a result has memory of MLX's own from the start.  Below, a copy costs
 #: less: 3 us for 256 KiB, 91 us for 4 MiB, where a load costs 28 us and new pages.
 _LARGE = 4 << 20
+
+#: Typed as what is not known, like everything of MLX.
+_load: Any = mx.load
 
 _HUGE_PAGE = 2 << 20
 _MADV_HUGEPAGE = 14
@@ -45,7 +43,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
     if size < _LARGE:
         return None
     stored = np.dtype(np.uint16) if dtype.name == "bfloat16" else dtype
-    array = mx.load(_Blank(shape, stored), format="npy")
+    array = _load(_Blank(shape, stored), format="npy")
     mx.eval(array)
     memory = np.asarray(array)
     _prefer_huge_pages(memory)
@@ -55,7 +53,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
 def adopt(fresh: np.ndarray) -> Array:
     """A fresh array of NumPy's as one of MLX: itself, where its memory came from `empty`."""
     narrow = fresh.dtype.name == "bfloat16"
-    base = fresh.base
+    base: Any = fresh.base
     if isinstance(base, memoryview):
         base = base.obj
     if isinstance(base, mx.array) and base.shape == fresh.shape:
@@ -81,9 +79,7 @@ class _Blank:
         self._header = io.BytesIO(header.getvalue())
         self._size = len(header.getvalue())
         self.seek, self.tell, self.read = (
-            self._header.seek,
-            self._header.tell,
-            self._header.read,
+            getattr(self._header, word) for word in ("seek", "tell", "read")
         )
 
     def readable(self) -> bool:
@@ -113,123 +109,3 @@ def _prefer_huge_pages(memory: np.ndarray) -> None:
 
 
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-
-
-def differentiable(plan: Plan, backend: str, call: Call) -> Call:
-    """A backend's call as a function with gradients of MLX's own.
-
-    The gradient is the backend's where it has one, and that of the formula where it has not,
-    in compiled or mapped functions, and beyond the first.
-    """
-    pullback = _pullback(plan, backend)
-    library = plan.library
-
-    def made(
-        where: Array | None, numbers: Mapping[str, Any], names: Sequence[str]
-    ) -> tuple[Callable[..., Array], list[str]]:
-        """The function of the scores and the arrays among the parameters; what ran in it."""
-        ran = [""]
-
-        def all_of(values: Sequence[Array]) -> dict[str, Any]:
-            return {**numbers, **dict(zip(names, values, strict=True))}
-
-        def formula(x: Array, *values: Array) -> Array:
-            return compute(plan, x, where, all_of(values))
-
-        def by_formula(x: Array, *others: Array) -> list[Array]:
-            *values, dy = others
-            return finished(gradients_of(plan, x, where, all_of(values), dy), x, values)
-
-        def finished(gradients: dict[str, Array], x: Array, values: Sequence[Array]) -> list[Array]:
-            return [
-                shaped_as(library, mx, gradients[name], value, dtype_name(value.dtype))
-                if name in gradients
-                else mx.zeros_like(value)
-                for name, value in zip(("x", *names), (x, *values), strict=True)
-            ]
-
-        def by_backend(y: Array) -> Callable[..., list[Array]]:
-            assert pullback is not None
-
-            @mx.custom_function
-            def gradients(x: Array, *others: Array) -> list[Array]:
-                *values, dy = others
-                found, kernel = pullback(x, where, all_of(values), y, dy)
-                dispatch.traced(f"vjp({plan.record.name})", backend, kernel)
-                return finished(found, x, values)
-
-            @gradients.vjp
-            def second(primals: Any, cotangents: Any, _: Any) -> Any:
-                return mx.vjp(by_formula, _several(primals), _several(cotangents))[1]
-
-            @gradients.jvp
-            def forward(primals: Any, tangents: Any) -> Any:
-                return _pushed(by_formula, primals, tangents)
-
-            return gradients  # type: ignore[no-any-return]
-
-        @mx.custom_function
-        def function(x: Array, *values: Array) -> Array:
-            y, ran[0] = call(x, where, None, all_of(values))
-            return y
-
-        @function.vjp
-        def backward(primals: Any, dy: Array, y: Array) -> Any:
-            arguments = _several(primals)
-            gradients = None
-            if pullback is not None:
-                try:
-                    gradients = by_backend(y)(*arguments, dy)
-                except NotOnHost:
-                    pass
-            if gradients is None:
-                gradients = by_formula(*arguments, dy)
-            return gradients if names else gradients[0]
-
-        @function.jvp
-        def forward(primals: Any, tangents: Any) -> Any:
-            return _pushed(formula, primals, tangents)[0]
-
-        return function, ran
-
-    plain, plainly = made(None, {}, ())
-
-    def entered(
-        x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
-    ) -> tuple[Array, str]:
-        if where is None and not parameters:
-            y, ran = plain(x), plainly
-        else:
-            arrays = {name: value for name, value in parameters.items() if hasattr(value, "shape")}
-            numbers = {name: value for name, value in parameters.items() if name not in arrays}
-            function, ran = made(where, numbers, tuple(arrays))
-            y = function(x, *arrays.values())
-        if out is None:
-            return y, ran[0]
-        # Arrays of MLX are values: the memory of `out` may be that of others too.
-        library.assign(out, y)
-        return out, ran[0]
-
-    return entered
-
-
-def _several(arrays: Any) -> list[Array]:
-    """What MLX hands over as an array where it is one, as a tuple otherwise."""
-    return [arrays] if isinstance(arrays, mx.array) else list(arrays)
-
-
-def _pushed(function: Callable[..., Any], primals: Any, tangents: Any) -> list[Array]:
-    """The tangents of a function; those of what does not move come as None."""
-    points = _several(primals)
-    moves = [
-        mx.zeros_like(point) if move is None else move
-        for point, move in zip(points, _several(tangents), strict=True)
-    ]
-    return list(mx.jvp(function, points, moves)[1])
-
-
-def _pullback(plan: Plan, backend: str) -> Pullback | None:
-    found = dispatch.backend(backend)
-    assert isinstance(found, Backend)
-    answer = found.gradient(plan)
-    return answer if callable(answer) else None
