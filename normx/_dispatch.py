@@ -522,7 +522,7 @@ def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanatio
     library, x = _arrive(record, x)
     explicit = _explicit(params)
     plan = prepare(record, library, x, params, library_of).plan
-    if plan.on_host and explicit != reference_backend.name and not library.is_concrete(x):
+    if plan.on_host and explicit != reference_backend.name and not library.in_reach(x):
         plan = replace(plan, on_host=False)
     candidates = []
     for name, answer in _asked(plan, explicit, implementation):
@@ -531,5 +531,6 @@ def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanatio
         else:
             found = backend(name)
             assert isinstance(found, Backend)
-            candidates.append(Candidate(name, True, found.description()))
+            said = (found.description(), library.explained(plan, x))
+            candidates.append(Candidate(name, True, "; ".join(filter(None, said))))
     return Explanation(record.name, library.name, tuple(candidates))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from normx import _arithmetic as arithmetic
 from normx._arithmetic import Double
@@ -18,6 +18,25 @@ class Centred(NamedTuple):
 
     origin: Array
     relative: Double
+
+
+class Whole(NamedTuple):
+    """What a part of a row has to know of the whole one, with the reduced axes at size 1.
+
+    Attributes
+    ----------
+    top, bottom : array
+        The largest score, and the smallest one above -inf.
+    kept : array
+        How many entries are kept.
+    size : int
+        How many there are.
+    """
+
+    top: Array
+    bottom: Array
+    kept: Array
+    size: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,10 @@ class Row:
         """The row as a part of one whose maximum is `top`."""
         given = {entry.name: getattr(self, entry.name) for entry in fields(Row)}
         return _Part(**given, top=top)
+
+    def of(self, whole: Whole) -> Row:
+        """The row as a part of another, with what formulas and policies ask of that."""
+        return replace(cast(_Part, self.within(whole.top)), whole=whole)
 
     def shared(self) -> Row:
         """The row with only the entries of +inf, made 1, where there are any."""
@@ -149,13 +172,41 @@ class Row:
         """Rows without any score above -inf."""
         return self.maximum == -self.xp.inf
 
+    @cached_property
+    def some_kept(self) -> Array:
+        """Rows of which entries are kept, where there is a mask."""
+        return self.xp.any(self.kept, axis=self.axis, keepdims=True)
+
+    def share_of_empty(self, taking: Array) -> Array:
+        """What each entry of a row without scores gets, if those that fulfil `taking` share."""
+        return 1.0 / self.xp.maximum(self.count(taking), self.xp.ones_like(self.maximum))
+
 
 @dataclass(frozen=True)
 class _Part(Row):
     """A part of a row, measured against the maximum of the whole."""
 
     top: Array = None
+    whole: Whole | None = None
 
     @property
     def maximum(self) -> Array:
         return self.top
+
+    @property
+    def some_kept(self) -> Array:
+        assert self.whole is not None
+        return self.whole.kept > 0
+
+    def share_of_empty(self, taking: Array) -> Array:
+        assert self.whole is not None
+        return 1.0 / self.xp.where(self.some_kept, self.whole.kept, float(self.whole.size))
+
+    def scaled(self, factor: Double) -> Row:
+        assert self.whole is not None
+        top = self.xp.where(factor.hi < 0, -self.whole.bottom, self.top)
+        return replace(cast(_Part, super().scaled(factor)), top=top)
+
+    def _at_infinity(self, others: float, top: Array) -> Row:
+        part = cast(_Part, super()._at_infinity(others, top))
+        return replace(part, top=self.xp.where(top == self.xp.inf, 1.0, self.top))

@@ -194,6 +194,14 @@ class Library(ABC):
         """A fresh array of NumPy's as one of this library, in the same memory where it can be."""
         raise NotImplementedError
 
+    def explained(self, plan: Plan, x: Array) -> str:
+        """What becomes of a call besides the backend's part in it, for `normx.explain`."""
+        return ""
+
+    def in_reach(self, x: Array) -> bool:
+        """Whether the values of an array on the host can be had now: not in some traces."""
+        return True
+
     def entered(self, plan: Plan, backend: str, call: Call) -> Call:
         """A backend's call as one that the library itself differentiates, traces and maps.
 

@@ -35,6 +35,9 @@ class MLXLibrary(ArrayAPILibrary):
 
         return bool(mx.default_device() == mx.cpu)
 
+    def in_reach(self, x: Any) -> bool:
+        return self.is_concrete(x)
+
     def host_view(self, x: Any) -> Any:
         from normx_mlx import _host
 

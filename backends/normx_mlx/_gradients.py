@@ -87,6 +87,8 @@ class _Pieces:
 
     def gradients_by_formula(self, x: Array, *others: Array) -> list[Array]:
         *values, dy = others
+        if 0 in self.plan.shape:
+            return self._shaped({}, x, values)
         found = gradients_of(self.plan, x, self.where, self._parameters(values), dy)
         return self._shaped(found, x, values)
 

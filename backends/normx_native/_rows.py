@@ -74,6 +74,8 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
     found = _found(plan)
     if isinstance(found, Refusal):
         return found
+    if 0 in plan.shape:
+        return Refusal("needs something to differentiate")
     if not found.differentiable:
         return Refusal(f"its {found.name} has no gradient")
     run = _call(plan, found, backward=True).run
