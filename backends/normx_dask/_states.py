@@ -23,7 +23,7 @@ from normx._reference import row_of, with_policies
 from normx._row import Row, Whole
 from normx.normalizers import softmax
 from normx.plugins import Library
-from normx.states import MAX_SUM, MAXIMUM, SUM, MaxSum, Monoid
+from normx.states import MAXIMUM, SUM, MaxSum, Monoid
 
 Array = Any
 
@@ -87,7 +87,7 @@ class Formula:
             constants=dict(self.constants),
         )
         row, own = row_of(plan, x, where, parameters)
-        return plan, row, own | plan.constants
+        return plan, row, {**own, **plan.constants}
 
     def pieces(self, x: Array, arrays: Sequence[Array]) -> Iterator[tuple[Any, Array, Any]]:
         """Parts of a block that stay in cache: where they lie, the scores, and the arrays."""
@@ -144,7 +144,9 @@ def in_states(
         numbers=tuple(numbers.items()),
         size=math.prod(plan.shape[i] for i in plan.axis),
     )
-    operands = [beside(x, value, plan.axis, whole=name != "where") for name, value in arrays.items()]
+    operands = [
+        beside(x, value, plan.axis, whole=name != "where") for name, value in arrays.items()
+    ]
     # In wider arithmetic the first states need not be relative to the maximum of the whole row.
     early = plan.dtype != "float64" and _library(x._meta).arithmetic == "float64"
     first = (*_OF_ROWS, *(stage.monoid for stage in record.stages[:early]))
@@ -186,7 +188,9 @@ def _blocks(
     from dask.array import blockwise
 
     index = tuple(range(x.ndim))
-    pairs = [part for pair in ((x, index), *operands, *((s, index) for s in states)) for part in pair]
+    pairs = [
+        part for pair in ((x, index), *operands, *((s, index) for s in states)) for part in pair
+    ]
     return blockwise(
         task,
         index,
@@ -278,7 +282,12 @@ def _found(formula: Formula, early: bool, x: Array, arrays: Mapping[str, Array])
         low = xp.max(xp.where(row.present, -row.scores, -xp.inf), axis=row.axis, keepdims=True)
     if row.kept is not None and plan.empty != "zero":
         kept = row.count(row.kept)
-    return (row.maximum, low, kept, *(_lifted(formula, stage, row, own) for stage in stages[:early]))
+    return (
+        row.maximum,
+        low,
+        kept,
+        *(_lifted(formula, stage, row, own) for stage in stages[:early]),
+    )
 
 
 def _lifted(formula: Formula, stage: Stage, row: Row, own: Mapping[str, Any]) -> Any:
