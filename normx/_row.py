@@ -158,6 +158,21 @@ class Row:
         level = xp.where(finite, top / xp.where(finite, t, 1.0), level)
         return Centred(level, arithmetic.divided(xp, relative, t, self.dtype))
 
+    @cached_property
+    def largest(self) -> Array:
+        """The largest modulus among the scores that take part, 0 where there is none."""
+        xp, x = self.xp, self.scores
+        return xp.max(xp.where(self.present, xp.abs(x), 0.0), axis=self.axis, keepdims=True)
+
+    @property
+    def alone(self) -> Row:
+        """The row, or the part, by itself."""
+        return self
+
+    def slip(self) -> Array | None:
+        """What the maximum of a part has lost by being rounded, if it is not that of the row."""
+        return None
+
     def sum(self, x: Array) -> Array:
         """Sum of each row, kept as axes of size 1, right to the last place."""
         return self.library.accurate_sum(x, self.axis)
@@ -194,6 +209,26 @@ class _Part(Row):
         return self.top
 
     @property
+    def largest(self) -> Array:
+        assert self.whole is not None
+        xp, (top, bottom, *_) = self.xp, self.whole
+        return xp.where(top == -xp.inf, 0.0, xp.maximum(xp.abs(top), xp.abs(bottom)))
+
+    @property
+    def alone(self) -> Row:
+        return Row(**{entry.name: getattr(self, entry.name) for entry in fields(Row)})
+
+    def slip(self) -> Array:
+        # Relative to the maximum of the row, a score over a temperature is exact in two words;
+        # the maxima of parts, rounded each for itself, are half a last place apart from that.
+        xp, own = self.xp, self.alone
+        here = replace(self, scores=own.maximum, kept=None).centred
+        gap = arithmetic.two_sum(own.centred.origin, -here.origin)
+        exact = here.relative
+        lost = (exact.hi - gap.hi) + (exact.lo - gap.lo)
+        return xp.where(xp.isfinite(lost), lost, 0.0)
+
+    @property
     def some_kept(self) -> Array:
         assert self.whole is not None
         return self.whole.kept > 0
@@ -209,4 +244,8 @@ class _Part(Row):
 
     def _at_infinity(self, others: float, top: Array) -> Row:
         part = cast(_Part, super()._at_infinity(others, top))
-        return replace(part, top=self.xp.where(top == self.xp.inf, 1.0, self.top))
+        whole, limit = self.whole, top == self.xp.inf
+        if whole is not None:
+            ends = (self.xp.where(limit, 1.0, end) for end in whole[:2])
+            whole = Whole(*ends, *whole[2:])
+        return replace(part, top=self.xp.where(limit, 1.0, self.top), whole=whole)

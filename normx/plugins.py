@@ -194,6 +194,17 @@ class Library(ABC):
         """A fresh array of NumPy's as one of this library, in the same memory where it can be."""
         raise NotImplementedError
 
+    def entered(self, plan: Plan, backend: str, call: Call) -> Call:
+        """A backend's call as one that the library itself differentiates, traces and maps.
+
+        It returns "" for the kernel where what runs tells of itself (`normx.trace`).
+        """
+        return call
+
+    def entered_gradient(self, plan: Plan, backend: str, pullback: Pullback) -> Pullback:
+        """The same for a backend's gradients, for `normx.vjp`."""
+        return pullback
+
     def explained(self, plan: Plan, x: Array) -> str:
         """What becomes of a call besides the backend's part in it, for `normx.explain`."""
         return ""
@@ -201,13 +212,6 @@ class Library(ABC):
     def in_reach(self, x: Array) -> bool:
         """Whether the values of an array on the host can be had now: not in some traces."""
         return True
-
-    def entered(self, plan: Plan, backend: str, call: Call) -> Call:
-        """A backend's call as one that the library itself differentiates, traces and maps.
-
-        It returns "" for the kernel where what runs tells of itself (`normx.trace`).
-        """
-        return call
 
     @abstractmethod
     def device(self, x: Array) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan
 from normx._reference import compute
-from normx.plugins import Call, NotOnHost
+from normx.plugins import Call, NotOnHost, Pullback
 from normx_dask import _states
 
 Array = Any
@@ -74,6 +74,18 @@ class DaskLibrary(ArrayAPILibrary):
 
     def is_concrete(self, x: Any) -> bool:
         return False
+
+    def entered_gradient(self, plan: Plan, backend: str, pullback: Pullback) -> Pullback:
+        kernel = f"{plan.record.name}_vjp_in_chunks__{self.name}"
+
+        def in_chunks(
+            x: Any, where: Any | None, parameters: Mapping[str, Any], y: Any | None, dy: Any
+        ) -> tuple[dict[str, Any], str]:
+            if self._way(plan, x) is not _Way.ROWS:
+                raise NotOnHost  # the sums of its formula are Dask's
+            return _states.gradients(plan, backend, x, where, parameters, dy), kernel
+
+        return in_chunks
 
     def computed(
         self,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from normx._dispatch import library_of
+from normx._dispatch import choose_gradient, library_of
 from normx._libraries import numpy_library
 from normx._plan import NARROW, Plan
 from normx._record import Record, Stage, record_of
@@ -23,7 +23,7 @@ from normx._reference import row_of, with_policies
 from normx._row import Row, Whole
 from normx.normalizers import softmax
 from normx.plugins import Library
-from normx.states import MAXIMUM, SUM, MaxSum, Monoid
+from normx.states import MAX_SUM, MAXIMUM, SUM, MaxSum, Monoid
 
 Array = Any
 
@@ -69,14 +69,15 @@ class Formula:
     def record(self) -> Record:
         return record_of(self.function)
 
-    def row(self, x: Array, arrays: Mapping[str, Array]) -> tuple[Plan, Row, dict[str, Any]]:
-        """A block of scores as the formula sees it."""
-        library, where = _library(x), arrays.get("where")
+    def plan(
+        self, x: Array, arrays: Mapping[str, Array]
+    ) -> tuple[Plan, Array | None, dict[str, Any]]:
+        """The plan of a block, its mask and its parameters."""
         parameters = {**dict(self.numbers), **arrays}
-        parameters.pop("where", None)
+        where = parameters.pop("where", None)
         plan = Plan(
             record=self.record,
-            library=library,
+            library=_library(x),
             shape=tuple(x.shape),
             axis=self.axis,
             dtype=self.dtype,
@@ -85,7 +86,13 @@ class Formula:
             empty=self.empty,
             softcap=self.softcap,
             constants=dict(self.constants),
+            on_host=_library(x).on_host(x),
         )
+        return plan, where, parameters
+
+    def row(self, x: Array, arrays: Mapping[str, Array]) -> tuple[Plan, Row, dict[str, Any]]:
+        """A block of scores as the formula sees it."""
+        plan, where, parameters = self.plan(x, arrays)
         row, own = row_of(plan, x, where, parameters)
         return plan, row, {**own, **plan.constants}
 
@@ -116,7 +123,10 @@ def has_states(plan: Plan) -> bool:
     plain = not record.random and 0 not in plan.shape and plan.dtype in (*NARROW, *_WIDE)
     if record.kind == "reduction":  # of factors and signs there are states, but no formula for them
         plain = plain and not plan.parameters and not plan.constants.get("return_sign")
-    return record.stages is not None and plain
+    # Kept and filled-in scores have maxima of their own, which in the arithmetic of float64 would
+    # have to be known before the states.
+    apart = record.fills and plan.dtype == "float64" and "temperature" in plan.parameters
+    return record.stages is not None and plain and not apart
 
 
 _WIDE = ("float32", "float64")
@@ -128,22 +138,7 @@ def in_states(
     """The formula on a Dask array whose rows are cut, as a graph of chunks and states."""
     record = plan.record
     assert record.stages is not None
-    arrays = {name: value for name, value in parameters.items() if hasattr(value, "map_blocks")}
-    numbers = {name: value for name, value in parameters.items() if name not in arrays}
-    if where is not None:
-        arrays["where"] = where
-    formula = Formula(
-        function=record.function,
-        native=native,
-        axis=plan.axis,
-        dtype=plan.dtype,
-        empty=plan.empty,
-        softcap=plan.softcap,
-        constants=tuple(plan.constants.items()),
-        names=tuple(arrays),
-        numbers=tuple(numbers.items()),
-        size=math.prod(plan.shape[i] for i in plan.axis),
-    )
+    formula, arrays = _formula(plan, where, parameters, native=native)
     operands = [
         beside(x, value, plan.axis, whole=name != "where") for name, value in arrays.items()
     ]
@@ -161,6 +156,58 @@ def in_states(
         partial(_reduced, formula), *states[1:], dtype=x.dtype, meta=_empty(x.ndim, x.dtype)
     )
     return rows.squeeze(axis=plan.axis)
+
+
+def gradients(
+    plan: Plan,
+    backend: str,
+    x: Array,
+    where: Array | None,
+    parameters: Mapping[str, Any],
+    dy: Array,
+) -> dict[str, Array]:
+    """The gradients of chunks of whole rows, by a backend."""
+    formula, arrays = _formula(plan, where, parameters, native=True)
+    operands = [beside(x, value, plan.axis, whole=False) for value in arrays.values()]
+    if plan.record.kind == "reduction":  # with the axes of the rows, as everything here
+        dy = dy[tuple(None if i in plan.axis else slice(None) for i in range(x.ndim))]
+    operands.append(beside(x, dy, plan.axis, whole=False))
+    found = _blocks(partial(_pulled, formula, backend), x, operands, ())
+    shapes = {"x": x.shape, **{name: np.shape(parameters[name]) for name in plan.parameters}}
+    entries = {}
+    for name, shape in shapes.items():
+        padded = (1,) * (x.ndim - len(shape)) + tuple(shape)
+        dtype = x.dtype if name == "x" else np.dtype(np.float64)
+        entries[name] = found.map_blocks(
+            partial(_entry, name),
+            dtype=dtype,
+            meta=_empty(x.ndim, dtype),
+            chunks=tuple((padded[i],) if i in plan.axis else c for i, c in enumerate(x.chunks)),
+        )
+    return entries
+
+
+def _formula(
+    plan: Plan, where: Array | None, parameters: Mapping[str, Any], *, native: bool
+) -> tuple[Formula, dict[str, Array]]:
+    """What the tasks of a call know, and the arrays that come to them in chunks."""
+    arrays = {name: value for name, value in parameters.items() if hasattr(value, "map_blocks")}
+    numbers = {name: value for name, value in parameters.items() if name not in arrays}
+    if where is not None:
+        arrays["where"] = where
+    formula = Formula(
+        function=plan.record.function,
+        native=native,
+        axis=plan.axis,
+        dtype=plan.dtype,
+        empty=plan.empty,
+        softcap=plan.softcap,
+        constants=tuple(plan.constants.items()),
+        names=tuple(arrays),
+        numbers=tuple(numbers.items()),
+        size=math.prod(plan.shape[i] for i in plan.axis),
+    )
+    return formula, arrays
 
 
 def beside(x: Array, value: Array, axis: Sequence[int], *, whole: bool) -> tuple[Array, Any]:
@@ -278,7 +325,7 @@ def _found(formula: Formula, early: bool, x: Array, arrays: Mapping[str, Array])
     xp, stages = row.xp, formula.record.stages or ()
     one = xp.ones_like(row.maximum)
     low, kept = -one, one * math.prod(x.shape[i] for i in formula.axis)
-    if len(stages) > 1:  # the factor of a later stage may reverse the order
+    if any(stage.monoid is not MAX_SUM for stage in stages):  # whose order may be reversed, say
         low = xp.max(xp.where(row.present, -row.scores, -xp.inf), axis=row.axis, keepdims=True)
     if row.kept is not None and plan.empty != "zero":
         kept = row.count(row.kept)
@@ -367,3 +414,24 @@ def _reduced(formula: Formula, *states: Any) -> Array:
         _, _, before = _known(formula, states, nothing)
         y = formula.record.apply(nothing, *before, **dict(formula.constants))
         return library.cast(y, formula.dtype)
+
+
+def _pulled(formula: Formula, backend: str, x: Array, *blocks: Array) -> dict[str, Array]:
+    """The gradients of a chunk of whole rows, by name."""
+    *arrays, dy = blocks
+    plan, where, parameters = formula.plan(x, dict(zip(formula.names, arrays, strict=True)))
+    _, pullback = choose_gradient(plan, {"backend": backend})
+    library = plan.library
+    with library.quiet():
+        dy = library.namespace().reshape(dy, plan.result_shape)
+        found, _ = pullback(x, where, parameters, None, dy)
+    for name in set(parameters) - set(found):  # such as a threshold
+        shape = np.shape(parameters[name])
+        shape = (1,) * (x.ndim - len(shape)) + shape
+        kept = tuple(n if i in plan.axis else x.shape[i] for i, n in enumerate(shape))
+        found[name] = library.full(kept, 0.0, "float64", x)
+    return found
+
+
+def _entry(name: str, found: Mapping[str, Array]) -> Array:
+    return found[name]
