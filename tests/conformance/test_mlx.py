@@ -1,4 +1,4 @@
-"""Arrays of MLX: kernels on a CPU, gradients of MLX's own, and evaluation no earlier than needed."""
+"""Arrays of MLX: kernels on a CPU, gradients of its own, evaluated no earlier than needed."""
 
 import io
 
