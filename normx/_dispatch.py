@@ -289,9 +289,7 @@ def _choose(
 def choose_gradient(plan: Plan, keywords: Mapping[str, Any]) -> tuple[str, Pullback]:
     """Who computes the gradients of a call."""
     name, pullback = _choose(plan, _explicit(keywords), _gradient)
-    if name != reference_backend.name:
-        pullback = plan.library.entered_gradient(plan, name, pullback)
-    return name, pullback
+    return name, plan.library.entered_gradient(plan, name, pullback)
 
 
 def choose_topk(plan: Plan, k: int, keywords: Mapping[str, Any]) -> tuple[str, TopKCall | Refusal]:

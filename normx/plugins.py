@@ -202,7 +202,7 @@ class Library(ABC):
         return call
 
     def entered_gradient(self, plan: Plan, backend: str, pullback: Pullback) -> Pullback:
-        """The same for a backend's gradients, for `normx.vjp`."""
+        """The same for gradients, for `normx.vjp`; those of the reference come here too."""
         return pullback
 
     def explained(self, plan: Plan, x: Array) -> str:

@@ -81,9 +81,11 @@ class DaskLibrary(ArrayAPILibrary):
         def in_chunks(
             x: Any, where: Any | None, parameters: Mapping[str, Any], y: Any | None, dy: Any
         ) -> tuple[dict[str, Any], str]:
-            if self._way(plan, x) is not _Way.ROWS:
-                raise NotOnHost  # the sums of its formula are Dask's
-            return _states.gradients(plan, backend, x, where, parameters, dy), kernel
+            if self._way(plan, x) is _Way.ROWS:
+                return _states.gradients(plan, backend, x, where, parameters, dy), kernel
+            if backend == "reference":  # whose sums are Dask's
+                return pullback(x, where, parameters, y, dy)
+            raise NotOnHost
 
         return in_chunks
 

@@ -54,6 +54,8 @@ def adopt(fresh: np.ndarray) -> Array:
     """A fresh array of NumPy's as one of MLX: itself, where its memory came from `empty`."""
     narrow = fresh.dtype.name == "bfloat16"
     base: Any = fresh.base
+    while isinstance(base, np.ndarray):
+        base = base.base
     if isinstance(base, memoryview):
         base = base.obj
     if isinstance(base, mx.array) and base.shape == fresh.shape:
