@@ -246,6 +246,6 @@ class _Part(Row):
         part = cast(_Part, super()._at_infinity(others, top))
         whole, limit = self.whole, top == self.xp.inf
         if whole is not None:
-            ends = (self.xp.where(limit, 1.0, end) for end in whole[:2])
-            whole = Whole(*ends, *whole[2:])
+            top, bottom = (self.xp.where(limit, 1.0, end) for end in (whole.top, whole.bottom))
+            whole = whole._replace(top=top, bottom=bottom)
         return replace(part, top=self.xp.where(limit, 1.0, self.top), whole=whole)
