@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from enum import Enum
-from functools import partial
+from functools import cache, partial
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,10 @@ class DaskLibrary(ArrayAPILibrary):
         keeps = record.kind == "normalizer"
         return self.map_rows(f, x, plan.axis, options | dict(parameters), keeps=keeps)
 
+    def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+        """By threads, and by another process that has nothing but what is sent to it."""
+        return {**super().modes(), "processes": _in_processes}
+
     def _way(self, plan: Plan, x: Any) -> _Way:
         record = plan.record
         # A task has one result, and noise is drawn for the whole array.
@@ -185,6 +191,22 @@ def _block(
     f: Callable[..., Any], names: tuple[str, ...], others: Mapping[str, Any], *blocks: Array
 ) -> Array:
     return f(blocks[0], **others, **dict(zip(names, blocks[1:], strict=True)))
+
+
+def _in_processes(f: Callable[..., Any]) -> Callable[..., Any]:
+    def computed(x: Any) -> Any:
+        import dask
+
+        (y,) = dask.persist(f(x), scheduler="processes", pool=_pool())
+        return y
+
+    return computed
+
+
+@cache
+def _pool() -> ProcessPoolExecutor:
+    # Kept: a process takes a second to start, a call of one that waits 6 ms.
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"))
 
 
 def _quiet_cast(block: Any, dtype: Any) -> Any:
