@@ -143,6 +143,26 @@ def conformance(session: nox.Session, library: str) -> None:
     session.run("pytest", *suite, *session.posargs)
 
 
+@nox.session(default=False)
+def distributed(session: nox.Session) -> None:
+    """Run the tests on a cluster of processes, with little memory, one of which is killed.
+
+    On demand, when the plugin of Dask changes: two minutes.
+    """
+    session.install(project("dask"), *group("test"), *group("distributed"))
+    session.run("pytest", "tests/distributed", *session.posargs)
+
+
+@nox.session(default=False)
+def dask_large(session: nox.Session) -> None:
+    """Compute a softmax of 2^30 scores on workers of 2 GiB, against the exact answer.
+
+    On demand: ten minutes on two cores, 3 GiB of memory and 8 GiB of disk.
+    """
+    session.install(project("dask"), *group("test"), *group("distributed"))
+    session.run("python", "-P", "docs/dask_large.py", *session.posargs)
+
+
 @nox.session
 def targets(session: nox.Session) -> None:
     """Run the kernels' tests and conformance once per CPU target that this machine has."""

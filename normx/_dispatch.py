@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple, TypeVar
@@ -29,7 +29,7 @@ from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan, Prepared, prepare
 from normx._record import Record, record_of
 from normx._reference import reference_backend
-from normx.plugins import Backend, Call, Library, Pullback, Refusal, TopKCall
+from normx.plugins import Backend, Call, Library, NotOnHost, Pullback, Refusal, TopKCall
 
 Array = Any
 Answer = TypeVar("Answer")
@@ -288,7 +288,8 @@ def _choose(
 
 def choose_gradient(plan: Plan, keywords: Mapping[str, Any]) -> tuple[str, Pullback]:
     """Who computes the gradients of a call."""
-    return _choose(plan, _explicit(keywords), _gradient)
+    name, pullback = _choose(plan, _explicit(keywords), _gradient)
+    return name, plan.library.entered_gradient(plan, name, pullback)
 
 
 def choose_topk(plan: Plan, k: int, keywords: Mapping[str, Any]) -> tuple[str, TopKCall | Refusal]:
@@ -375,7 +376,8 @@ class _Bound(NamedTuple):
             result, kernel = self.call(x, None, None, {})
         else:
             result, kernel = self.prepared.run(self.call, x, keywords)
-        traced(self.prepared.plan.record.name, self.backend, kernel)
+        if kernel:
+            traced(self.prepared.plan.record.name, self.backend, kernel)
         return result
 
 
@@ -400,14 +402,26 @@ def _arrive(record: Record, x: Any) -> tuple[Library, Array]:
     return library, x
 
 
-def _bind(record: Record, library: Library, x: Array, keywords: Mapping[str, Any]) -> _Bound:
+def _bind(
+    record: Record,
+    library: Library,
+    x: Array,
+    keywords: Mapping[str, Any],
+    *,
+    on_host: bool | None = None,
+) -> _Bound:
     explicit = _explicit(keywords)
     if explicit is not None and explicit not in backend_names():
         known = ", ".join(backend_names())
         raise wrong(ValueError, record.name, "backend", repr(explicit), f"one of {known}")
     prepared = prepare(record, library, x, keywords, library_of)
+    if on_host is not None:
+        prepared.plan = replace(prepared.plan, on_host=on_host)
     bare = prepared.direct and not prepared.plan.out
-    return _Bound(prepared, *_choose(prepared.plan, explicit, implementation), bare)
+    name, call = _choose(prepared.plan, explicit, implementation)
+    if name != reference_backend.name:  # whose formulas are operations of the library itself
+        call = library.entered(prepared.plan, name, call)
+    return _Bound(prepared, name, call, bare)
 
 
 def entry_point(name: str) -> Callable[..., Any]:
@@ -440,9 +454,14 @@ def entry_point(name: str) -> Callable[..., Any]:
                 if len(plans) >= _PLANS_KEPT:
                     plans.clear()
                 plans[key] = bound
-        if bound.bare and not tracing():
-            return bound.call(x, None, None, _NOTHING)[0]
-        return bound.run(x, keywords)
+        try:
+            if bound.bare and not tracing():
+                return bound.call(x, None, None, _NOTHING)[0]
+            return bound.run(x, keywords)
+        except NotOnHost:
+            assert library is not None
+            away = _bind(record_of(name), library, x, keywords, on_host=False)
+        return away.run(x, keywords)
 
     return function
 
@@ -504,6 +523,8 @@ def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanatio
     library, x = _arrive(record, x)
     explicit = _explicit(params)
     plan = prepare(record, library, x, params, library_of).plan
+    if plan.on_host and explicit != reference_backend.name and not library.in_reach(x):
+        plan = replace(plan, on_host=False)
     candidates = []
     for name, answer in _asked(plan, explicit, implementation):
         if isinstance(answer, Refusal):
@@ -511,5 +532,6 @@ def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanatio
         else:
             found = backend(name)
             assert isinstance(found, Backend)
-            candidates.append(Candidate(name, True, found.description()))
+            said = (found.description(), library.explained(plan, x))
+            candidates.append(Candidate(name, True, "; ".join(filter(None, said))))
     return Explanation(record.name, library.name, tuple(candidates))

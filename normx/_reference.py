@@ -156,10 +156,10 @@ def with_policies(plan: Plan, row: Row, y: Array) -> Array:
         return xp.where(row.empty, zero, y)
     receives = row.empty
     if row.kept is not None:
-        receives = receives & (row.kept | ~xp.any(row.kept, axis=row.axis, keepdims=True))
+        receives = receives & (row.kept | ~row.some_kept)
     if plan.empty == "nan":
         return xp.where(receives, xp.nan, y)
-    share = 1.0 / xp.maximum(row.count(receives), xp.ones_like(row.maximum))
+    share = row.share_of_empty(receives)
     return xp.where(receives, xp.log(share) if plan.record.log_space else share, y)
 
 

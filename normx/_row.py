@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from normx import _arithmetic as arithmetic
 from normx._arithmetic import Double
@@ -18,6 +18,25 @@ class Centred(NamedTuple):
 
     origin: Array
     relative: Double
+
+
+class Whole(NamedTuple):
+    """What a part of a row has to know of the whole one, with the reduced axes at size 1.
+
+    Attributes
+    ----------
+    top, bottom : array
+        The largest score, and the smallest one above -inf.
+    kept : array
+        How many entries are kept.
+    size : int
+        How many there are.
+    """
+
+    top: Array
+    bottom: Array
+    kept: Array
+    size: int
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,10 @@ class Row:
         """The row as a part of one whose maximum is `top`."""
         given = {entry.name: getattr(self, entry.name) for entry in fields(Row)}
         return _Part(**given, top=top)
+
+    def of(self, whole: Whole) -> Row:
+        """The row as a part of another, with what formulas and policies ask of that."""
+        return replace(cast(_Part, self.within(whole.top)), whole=whole)
 
     def shared(self) -> Row:
         """The row with only the entries of +inf, made 1, where there are any."""
@@ -135,6 +158,21 @@ class Row:
         level = xp.where(finite, top / xp.where(finite, t, 1.0), level)
         return Centred(level, arithmetic.divided(xp, relative, t, self.dtype))
 
+    @cached_property
+    def largest(self) -> Array:
+        """The largest modulus among the scores that take part, 0 where there is none."""
+        xp, x = self.xp, self.scores
+        return xp.max(xp.where(self.present, xp.abs(x), 0.0), axis=self.axis, keepdims=True)
+
+    @property
+    def alone(self) -> Row:
+        """The row, or the part, by itself."""
+        return self
+
+    def slip(self) -> Array | None:
+        """What the maximum of a part has lost by being rounded, if it is not that of the row."""
+        return None
+
     def sum(self, x: Array) -> Array:
         """Sum of each row, kept as axes of size 1, right to the last place."""
         return self.library.accurate_sum(x, self.axis)
@@ -149,13 +187,65 @@ class Row:
         """Rows without any score above -inf."""
         return self.maximum == -self.xp.inf
 
+    @cached_property
+    def some_kept(self) -> Array:
+        """Rows of which entries are kept, where there is a mask."""
+        return self.xp.any(self.kept, axis=self.axis, keepdims=True)
+
+    def share_of_empty(self, taking: Array) -> Array:
+        """What each entry of a row without scores gets, if those that fulfil `taking` share."""
+        return 1.0 / self.xp.maximum(self.count(taking), self.xp.ones_like(self.maximum))
+
 
 @dataclass(frozen=True)
 class _Part(Row):
     """A part of a row, measured against the maximum of the whole."""
 
     top: Array = None
+    whole: Whole | None = None
 
     @property
     def maximum(self) -> Array:
         return self.top
+
+    @property
+    def largest(self) -> Array:
+        assert self.whole is not None
+        xp, (top, bottom, *_) = self.xp, self.whole
+        return xp.where(top == -xp.inf, 0.0, xp.maximum(xp.abs(top), xp.abs(bottom)))
+
+    @property
+    def alone(self) -> Row:
+        return Row(**{entry.name: getattr(self, entry.name) for entry in fields(Row)})
+
+    def slip(self) -> Array:
+        # Relative to the maximum of the row, a score over a temperature is exact in two words;
+        # the maxima of parts, rounded each for itself, are half a last place apart from that.
+        xp, own = self.xp, self.alone
+        here = replace(self, scores=own.maximum, kept=None).centred
+        gap = arithmetic.two_sum(own.centred.origin, -here.origin)
+        exact = here.relative
+        lost = (exact.hi - gap.hi) + (exact.lo - gap.lo)
+        return xp.where(xp.isfinite(lost), lost, 0.0)
+
+    @property
+    def some_kept(self) -> Array:
+        assert self.whole is not None
+        return self.whole.kept > 0
+
+    def share_of_empty(self, taking: Array) -> Array:
+        assert self.whole is not None
+        return 1.0 / self.xp.where(self.some_kept, self.whole.kept, float(self.whole.size))
+
+    def scaled(self, factor: Double) -> Row:
+        assert self.whole is not None
+        top = self.xp.where(factor.hi < 0, -self.whole.bottom, self.top)
+        return replace(cast(_Part, super().scaled(factor)), top=top)
+
+    def _at_infinity(self, others: float, top: Array) -> Row:
+        part = cast(_Part, super()._at_infinity(others, top))
+        whole, limit = self.whole, top == self.xp.inf
+        if whole is not None:
+            top, bottom = (self.xp.where(limit, 1.0, end) for end in (whole.top, whole.bottom))
+            whole = whole._replace(top=top, bottom=bottom)
+        return replace(part, top=self.xp.where(limit, 1.0, self.top), whole=whole)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from normx._dispatch import _arrive, choose_gradient, library_of, traced
 from normx._errors import described, wrong
 from normx._plan import FLOATS, INTEGERS, Plan, prepare
 from normx._record import record_of
-from normx.plugins import dtype_name
+from normx.plugins import NotOnHost, dtype_name
 
 Array = Any
 
@@ -103,10 +104,15 @@ def vjp(
         dy = xp.reshape(dy, plan.result_shape)
         if not fits and dtype_name(dy.dtype) not in FLOATS:
             dy = library.cast(dy, plan.dtype)
-        gradients, kernel = gradient_of(scores, where, arrays, result, dy)
+        who = by
+        try:
+            gradients, kernel = gradient_of(scores, where, arrays, result, dy)
+        except NotOnHost:
+            who, other = choose_gradient(replace(plan, on_host=False), params)
+            gradients, kernel = other(scores, where, arrays, result, dy)
         for name in passed.keys() - gradients.keys():  # a threshold, say, has gradient 0
             gradients[name] = xp.zeros_like(gradients["x"])
-        traced(f"vjp({record.name})", by, kernel)
+        traced(f"vjp({record.name})", who, kernel)
         return {
             name: shaped_as(
                 library,

@@ -27,7 +27,16 @@ import numpy as np
 if TYPE_CHECKING:
     from normx._plan import Plan
 
-__all__ = ["Backend", "Call", "Library", "Pullback", "Refusal", "TopKCall", "dtype_name"]
+__all__ = [
+    "Backend",
+    "Call",
+    "Library",
+    "NotOnHost",
+    "Pullback",
+    "Refusal",
+    "TopKCall",
+    "dtype_name",
+]
 
 Array = Any
 
@@ -45,6 +54,10 @@ class Refusal:
     """Why a backend does not take a call."""
 
     reason: str
+
+
+class NotOnHost(Exception):  # noqa: N818  # no error: another backend is asked
+    """Raised by `Library.host_view` for values that cannot be had now, in a trace say."""
 
 
 class Call(Protocol):
@@ -167,12 +180,38 @@ class Library(ABC):
         return False
 
     def host_view(self, x: Array) -> np.ndarray:
-        """The memory of an array that is on the host, as NumPy's: shared, not copied."""
+        """The memory of an array that is on the host, as NumPy's: shared, not copied.
+
+        It raises `NotOnHost` where only the attempt tells that the values cannot be had.
+        """
         raise NotImplementedError
+
+    def host_empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
+        """Memory of an array of this library for a result; None where NumPy's does as well."""
+        return None
 
     def host_adopt(self, fresh: np.ndarray) -> Array:
         """A fresh array of NumPy's as one of this library, in the same memory where it can be."""
         raise NotImplementedError
+
+    def entered(self, plan: Plan, backend: str, call: Call) -> Call:
+        """A backend's call as one that the library itself differentiates, traces and maps.
+
+        It returns "" for the kernel where what runs tells of itself (`normx.trace`).
+        """
+        return call
+
+    def entered_gradient(self, plan: Plan, backend: str, pullback: Pullback) -> Pullback:
+        """The same for gradients, for `normx.vjp`; those of the reference come here too."""
+        return pullback
+
+    def explained(self, plan: Plan, x: Array) -> str:
+        """What becomes of a call besides the backend's part in it, for `normx.explain`."""
+        return ""
+
+    def in_reach(self, x: Array) -> bool:
+        """Whether the values of an array on the host can be had now: not in some traces."""
+        return True
 
     @abstractmethod
     def device(self, x: Array) -> Any:

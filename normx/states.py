@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from normx import _arithmetic as arithmetic
 from normx._arithmetic import Double
 from normx._row import Row
+from normx.plugins import dtype_name
 
 Array = Any
 
@@ -46,10 +47,11 @@ class MaxSumMonoid:
         return MaxSum(xp.full_like(like, -xp.inf), xp.full_like(like, -1.0))
 
     def lift(self, row: Row) -> MaxSum:
-        xp, (origin, relative) = row.xp, row.centred
+        xp, (origin, relative) = row.xp, row.alone.centred
         top = relative.hi == 0
         others = row.sum(xp.where(top, 0.0, arithmetic.exp(xp, relative)))
-        return MaxSum(origin, others + (row.count(top) - 1.0))
+        excess, slip = others + (row.count(top) - 1.0), row.slip()
+        return MaxSum(origin, excess if slip is None else excess + (1.0 + excess) * slip)
 
     def merge(self, xp: Any, a: MaxSum, b: MaxSum) -> MaxSum:
         maximum = xp.maximum(a.maximum, b.maximum)
@@ -81,7 +83,7 @@ class MaxSumMomentMonoid:
         return MaxSumMoment(*MAX_SUM.identity(xp, like), xp.zeros_like(like))
 
     def lift(self, row: Row) -> MaxSumMoment:
-        xp, relative = row.xp, row.centred.relative
+        xp, relative = row.xp, row.alone.centred.relative
         finite = xp.where(relative.hi > -xp.inf, relative.hi, 0.0)
         moment = row.sum(finite * arithmetic.exp(xp, relative))
         return MaxSumMoment(*MAX_SUM.lift(row), moment)
@@ -186,10 +188,15 @@ class MeanMonoid:
 
     def merge(self, xp: Any, a: Mean, b: Mean) -> Mean:
         count = a.count + b.count
-        share = b.count / xp.where(count == 0, 1.0, count)
+        zero, dtype = xp.zeros_like(count), dtype_name(count.dtype)
+        length = Double(xp.where(count == 0, 1.0, count), zero)
+        share = arithmetic.ratio(xp, Double(b.count, zero), length, dtype)
         step = arithmetic.two_sum(b.mean.hi, -a.mean.hi)
-        low = a.mean.lo + share * (step.lo + b.mean.lo - a.mean.lo)
-        whole = arithmetic.two_sum(a.mean.hi, share * step.hi)
+        # In two words, or scores near the mean would lose their digits.
+        move = arithmetic.two_product(xp, step.hi, share.hi, dtype)
+        low = share.lo * step.hi + share.hi * (step.lo + b.mean.lo - a.mean.lo) + move.lo
+        low = a.mean.lo + xp.where(xp.isfinite(low), low, 0.0)
+        whole = arithmetic.two_sum(a.mean.hi, move.hi)
         return Mean(count, arithmetic.two_sum(whole.hi, whole.lo + low))
 
 

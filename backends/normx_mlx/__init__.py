@@ -8,6 +8,8 @@ import numpy as np
 
 from normx import _arithmetic as arithmetic
 from normx._libraries import ArrayAPILibrary, numpy_library
+from normx._plan import Plan
+from normx.plugins import Call
 
 
 def _namespace() -> Any:
@@ -19,9 +21,42 @@ def _namespace() -> Any:
 class MLXLibrary(ArrayAPILibrary):
     """mlx.core.array, on whichever stream is the default."""
 
+    preference = ("native", "reference")
     arithmetic = "float32"
     mutable = True
     flushes_subnormals = True
+
+    def key(self, x: Any) -> Any:
+        return x.shape, x.dtype, self.on_host(x)
+
+    def on_host(self, x: Any) -> bool:
+        # Memory is unified, and a lazy array is evaluated when a kernel is about to read it.
+        import mlx.core as mx
+
+        return bool(mx.default_device() == mx.cpu)
+
+    def in_reach(self, x: Any) -> bool:
+        return self.is_concrete(x)
+
+    def host_view(self, x: Any) -> Any:
+        from normx_mlx import _host
+
+        return _host.view(x)
+
+    def host_empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        from normx_mlx import _host
+
+        return _host.empty(shape, dtype)
+
+    def host_adopt(self, fresh: Any) -> Any:
+        from normx_mlx import _host
+
+        return _host.adopt(fresh)
+
+    def entered(self, plan: Plan, backend: str, call: Call) -> Call:
+        from normx_mlx import _gradients
+
+        return _gradients.differentiable(plan, backend, call)
 
     def is_concrete(self, x: Any) -> bool:
         try:

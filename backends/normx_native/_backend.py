@@ -13,7 +13,7 @@ import numpy as np
 from normx._dispatch import forget_plans
 from normx._plan import Plan
 from normx._version import __version__
-from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
+from normx.plugins import Backend, Call, Library, Pullback, Refusal, TopKCall
 from normx_native import _host, _rows, _vjp
 from normx_native._results import allocator
 
@@ -68,16 +68,16 @@ class NativeBackend(Backend):
         return _host.on_host(plan, _vjp.backward, _host.backward)
 
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
-        return _host.on_host(plan, lambda here: self._topk(here, k), _host.topk)
+        return _host.on_host(plan, lambda here, _: self._topk(here, k), _host.topk)
 
-    def _forward(self, plan: Plan) -> Call | Refusal:
+    def _forward(self, plan: Plan, home: Library) -> Call | Refusal:
         name = plan.record.name
         whole = any(op == name and dtype == plan.dtype for op, dtype, _ in _core.kernels())
         # What the kernels of their own do not know, the row programs do.
         if not whole or plan.parameters or plan.softcap is not None or _shaped(plan):
             if self.algorithm != "auto":
                 return Refusal(f"has no algorithms to choose from for such a {name}")
-            return _rows.forward(plan)
+            return _rows.forward(plan, home)
         run = _core.Call(
             name,
             plan.dtype,
@@ -88,7 +88,7 @@ class NativeBackend(Backend):
             algorithm=self.algorithm,
         ).run
         shape, dtype = plan.result_shape, plan.library.dtype(plan.dtype)
-        empty, broadcast_to = allocator(shape, dtype), np.broadcast_to
+        empty, broadcast_to = allocator(home, shape, dtype), np.broadcast_to
 
         def call(
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]

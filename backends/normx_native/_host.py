@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from normx._libraries import numpy_library
 from normx._plan import Plan
-from normx.plugins import Call, Library, Pullback, Refusal, TopKCall
+from normx.plugins import Call, Library, NotOnHost, Pullback, Refusal, TopKCall
 
 Array = Any
 Kernel = TypeVar("Kernel")
@@ -16,20 +16,20 @@ Kernel = TypeVar("Kernel")
 
 def on_host(
     plan: Plan,
-    make: Callable[[Plan], Kernel | Refusal],
+    make: Callable[[Plan, Library], Kernel | Refusal],
     wrap: Callable[[Library, Kernel], Kernel],
 ) -> Kernel | Refusal:
     """What `make` makes of a plan for NumPy's arrays, wrapped for those of the plan's library."""
     library = plan.library
     if library is numpy_library:
-        return make(plan)
+        return make(plan, library)
     if not plan.on_host:
         return Refusal(f"reads host memory, and these arrays of {library.name} are not there")
     try:
         numpy_library.dtype(plan.dtype)
     except ImportError:
         return Refusal(f"reads {plan.dtype} with ml_dtypes, which is not installed")
-    kernel = make(replace(plan, library=numpy_library))
+    kernel = make(replace(plan, library=numpy_library), library)
     return kernel if isinstance(kernel, Refusal) else wrap(library, kernel)
 
 
@@ -73,7 +73,10 @@ def topk(library: Library, call: TopKCall) -> TopKCall:
     """A search in NumPy's arrays as one in a library's."""
 
     def on_views(x: Array) -> tuple[Array, Array, str] | Refusal:
-        found = call(library.host_view(x))
+        try:
+            found = call(library.host_view(x))
+        except NotOnHost:
+            return Refusal(f"cannot read these arrays of {library.name} now")
         if isinstance(found, Refusal):
             return found
         values, indices, kernel = found

@@ -11,7 +11,7 @@ import numpy as np
 
 from normx._plan import NARROW, Plan
 from normx._reference import compute, gradients_of
-from normx.plugins import Call, Pullback, Refusal
+from normx.plugins import Call, Library, Pullback, Refusal
 from normx_native._results import allocator
 
 Array = Any
@@ -37,8 +37,8 @@ def programs() -> Mapping[str, Program]:
     }
 
 
-def forward(plan: Plan) -> Call | Refusal:
-    """How a row program runs a plan, or why none does."""
+def forward(plan: Plan, home: Library) -> Call | Refusal:
+    """How a row program runs a plan for the arrays of `home`, or why none does."""
     found = _found(plan)
     if isinstance(found, Refusal):
         return found
@@ -47,7 +47,7 @@ def forward(plan: Plan) -> Call | Refusal:
     run = _call(plan, found).run
     normalizes = plan.record.kind == "normalizer"
     dtype = plan.library.dtype(plan.dtype)
-    empty = allocator(plan.result_shape, dtype)
+    empty = allocator(home, plan.result_shape, dtype)
 
     def call(
         x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
@@ -68,14 +68,16 @@ def forward(plan: Plan) -> Call | Refusal:
     return call
 
 
-def backward(plan: Plan) -> Pullback | Refusal:
-    """How a row program computes the gradients of a plan, or why none does."""
+def backward(plan: Plan, home: Library) -> Pullback | Refusal:
+    """How a row program computes the gradients of a plan for `home`, or why none does."""
     found = _found(plan)
     if isinstance(found, Refusal):
         return found
+    if 0 in plan.shape:
+        return Refusal("needs something to differentiate")
     run = _call(plan, found, backward=True).run
     dtype = plan.library.dtype(plan.dtype)
-    empty = allocator(plan.shape, dtype)
+    empty = allocator(home, plan.shape, dtype)
 
     def pullback(
         x: Array,

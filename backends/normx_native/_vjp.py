@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from normx._plan import Plan
-from normx.plugins import Pullback, Refusal
+from normx.plugins import Library, Pullback, Refusal
 from normx_native import _rows
 from normx_native._results import allocator
 
 Array = Any
 
 
-def backward(plan: Plan) -> Pullback | Refusal:
+def backward(plan: Plan, home: Library) -> Pullback | Refusal:
     """How the gradients of a plan are computed: from the result where that is enough."""
     from normx_native import _core
 
-    from_scores = _rows.backward(plan)
+    from_scores = _rows.backward(plan, home)
     name, ndim = plan.record.name, len(plan.shape)
     if (
         name not in _core.vjps
@@ -33,7 +33,7 @@ def backward(plan: Plan) -> Pullback | Refusal:
         return from_scores
     run = _core.vjp
     dtype = plan.library.dtype(plan.dtype)
-    empty = allocator(plan.shape, dtype)
+    empty = allocator(home, plan.shape, dtype)
     rows = (-1, math.prod(plan.shape[i] for i in plan.axis))
 
     def pullback(

@@ -78,12 +78,6 @@ def _taylor(order: int, u: Double, delta: Array, dtype: str, xp: Any) -> Array:
     return value.hi + value.lo
 
 
-def _largest(row: Row) -> Array:
-    """The largest modulus among the scores that take part, kept with size 1."""
-    xp, x = row.xp, row.scores
-    return xp.max(xp.where(row.present, xp.abs(x), 0.0), axis=row.axis, keepdims=True)
-
-
 def _temperature(row: Row) -> Array:
     return row.xp.ones_like(row.maximum) if row.temperature is None else row.temperature
 
@@ -103,7 +97,7 @@ class _Taylor(NamedTuple):
 
 def _over_scale(row: Row, order: int) -> _Taylor:
     """The scale is the temperature, or the largest score where powers would overflow."""
-    xp, t, largest = row.xp, _temperature(row), _largest(row)
+    xp, t, largest = row.xp, _temperature(row), row.largest
     limit = 1e37 ** (1.0 / order) if row.dtype == "float32" else 1e300 ** (1.0 / order)
     far = largest > limit * t
     divisor = xp.where(far, largest, t)
@@ -219,7 +213,7 @@ def _spherical_terms(row: Row, eps: Array) -> tuple[Array, Array]:
     """Scale, and ``(x^2 + eps t^2) / scale^2`` at temperature t; 0 where left out."""
     xp, t = row.xp, _temperature(row)
     root = xp.where(eps == 0, 0.0, xp.sqrt(eps) * xp.where(eps == 0, 1.0, t))
-    scale = xp.maximum(_largest(row), root)
+    scale = xp.maximum(row.largest, root)
     # Without eps, a row of zeros is at its limit for a vanishing one: all equal.
     flat = (scale == 0) | (t == xp.inf)
     divisor = xp.where(flat, 1.0, scale)

@@ -143,8 +143,9 @@ def _needs(case: Case, dtype: str) -> None:
 @only(lambda case: case.mode == "eager")
 def test_lengths(case: Case) -> None:
     """Every length from 1 to 300: every tail of every vector loop."""
-    step = 1 if case.backend != "reference" else 37
-    for n in range(1, 301, step):
+    # What runs later, in tasks, runs the kernels that NumPy's arrays have been through.
+    loops = case.backend != "reference" and case.library.is_concrete(case.array(np.zeros(1)))
+    for n in range(1, 301, 1 if loops else 37):
         x = random_rows(n, 2, 3.0).astype(np.float32)
         check(case, case.values(x, axis=-1), expected(case, x), "float32")
 

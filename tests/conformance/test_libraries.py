@@ -28,7 +28,8 @@ def test_mlx_out_of_zero_dimensions_is_written():
 def test_mlx_transformations_take_arrays_of_parameters():
     mx = pytest.importorskip("mlx.core")
     x, t = mx.array([[1.0, 2.0], [3.0, 5.0]]), mx.array([[0.5], [2.0]])
-    want = np.asarray(normx.softmax(x, temperature=t))
+    # What is compiled is the formula.
+    want = np.asarray(normx.softmax(x, temperature=t, backend="reference"))
     assert np.array_equal(
         np.asarray(mx.compile(lambda a, b: normx.softmax(a, temperature=b))(x, t)), want
     )

@@ -1,0 +1,165 @@
+"""What a backend computes, as functions that MLX differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import mlx.core as mx
+
+from normx import _dispatch as dispatch
+from normx._plan import Plan
+from normx._reference import compute, gradients_of
+from normx._vjp import shaped_as
+from normx.plugins import Backend, Call, NotOnHost, Pullback, dtype_name
+
+Array = Any
+
+#: Typed as what is not known, like everything of MLX.
+_custom_function: Any = mx.custom_function
+
+
+def differentiable(plan: Plan, backend: str, call: Call) -> Call:
+    """A backend's call with gradients, for arrays that are values.
+
+    The first derivative is the backend's where it has one.  Beyond, forward mode, and what is
+    asked for inside compile or vmap are the record's formula.
+    """
+    pullback = _pullback(plan, backend)
+    plain = _Pieces(plan, backend, call, pullback)
+    function = _function(plain)
+
+    def entered(
+        x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+    ) -> tuple[Array, str]:
+        if where is None and not parameters:
+            y, ran = function(x), plain.ran
+        else:
+            arrays = {name: value for name, value in parameters.items() if hasattr(value, "shape")}
+            numbers = {name: value for name, value in parameters.items() if name not in arrays}
+            pieces = _Pieces(plan, backend, call, pullback, where, numbers, tuple(arrays))
+            y, ran = _function(pieces)(x, *arrays.values()), pieces.ran
+        if out is None:
+            return y, ran[0]
+        # The memory of `out` may be that of other arrays too, which must stay what they are.
+        plan.library.assign(out, y)
+        return out, ran[0]
+
+    return entered
+
+
+def _pullback(plan: Plan, backend: str) -> Pullback | None:
+    found = dispatch.backend(backend)
+    assert isinstance(found, Backend)
+    answer = found.gradient(plan)
+    return answer if callable(answer) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Pieces:
+    """A call and its derivatives, of the scores and then the arrays among the parameters."""
+
+    plan: Plan
+    backend: str
+    call: Call
+    pullback: Pullback | None
+    where: Array | None = None
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+    #: The kernel of the last call.
+    ran: list[str] = field(default_factory=lambda: [""])
+
+    def forward(self, x: Array, *values: Array) -> Array:
+        y, self.ran[0] = self.call(x, self.where, None, self._parameters(values))
+        return y
+
+    def formula(self, x: Array, *values: Array) -> Array:
+        return compute(self.plan, x, self.where, self._parameters(values))
+
+    def gradients(self, y: Array, x: Array, *others: Array) -> list[Array]:
+        """The backend's, of the result and the cotangent that comes last."""
+        assert self.pullback is not None
+        *values, dy = others
+        found, kernel = self.pullback(x, self.where, self._parameters(values), y, dy)
+        dispatch.traced(f"vjp({self.plan.record.name})", self.backend, kernel)
+        return self._shaped(found, x, values)
+
+    def gradients_by_formula(self, x: Array, *others: Array) -> list[Array]:
+        *values, dy = others
+        if 0 in self.plan.shape:
+            return self._shaped({}, x, values)
+        found = gradients_of(self.plan, x, self.where, self._parameters(values), dy)
+        return self._shaped(found, x, values)
+
+    def _parameters(self, values: Sequence[Array]) -> dict[str, Any]:
+        return {**self.numbers, **dict(zip(self.names, values, strict=True))}
+
+    def _shaped(
+        self, gradients: Mapping[str, Array], x: Array, values: Sequence[Array]
+    ) -> list[Array]:
+        """A gradient for each array that has come; 0 for what has none, such as a threshold."""
+        return [
+            shaped_as(self.plan.library, mx, gradients[name], value, dtype_name(value.dtype))
+            if name in gradients
+            else mx.zeros_like(value)
+            for name, value in zip(("x", *self.names), (x, *values), strict=True)
+        ]
+
+
+# A function must not be reachable from its own pieces: MLX's objects are no part of Python's
+# search for cycles, and would never be freed.
+
+
+def _function(pieces: _Pieces) -> Any:
+    function = _custom_function(pieces.forward)
+
+    def vjp(primals: Any, dy: Array, y: Array) -> Any:
+        arguments = _several(primals)
+        try:
+            if pieces.pullback is None:
+                raise NotOnHost
+            gradients = _gradients(pieces, y)(*arguments, dy)
+        except NotOnHost:
+            gradients = pieces.gradients_by_formula(*arguments, dy)
+        return gradients if pieces.names else gradients[0]
+
+    def jvp(primals: Any, tangents: Any) -> Array:
+        return _pushed(pieces.formula, primals, tangents)[0]
+
+    function.vjp(vjp)
+    function.jvp(jvp)
+    return function
+
+
+def _gradients(pieces: _Pieces, y: Array) -> Any:
+    def by_backend(*arguments: Array) -> list[Array]:
+        return pieces.gradients(y, *arguments)
+
+    function = _custom_function(by_backend)
+
+    def vjp(primals: Any, cotangents: Any, _: Any) -> list[Array]:
+        moved = mx.vjp(pieces.gradients_by_formula, _several(primals), _several(cotangents))
+        return list(moved[1])
+
+    def jvp(primals: Any, tangents: Any) -> list[Array]:
+        return _pushed(pieces.gradients_by_formula, primals, tangents)
+
+    function.vjp(vjp)
+    function.jvp(jvp)
+    return function
+
+
+def _several(arrays: Any) -> list[Array]:
+    """What MLX hands over as an array where it is one, as a tuple otherwise."""
+    return list(arrays) if isinstance(arrays, tuple | list) else [arrays]
+
+
+def _pushed(function: Callable[..., Any], primals: Any, tangents: Any) -> list[Array]:
+    """The tangents of a function; those of what does not move come as None."""
+    points = _several(primals)
+    moves = [
+        mx.zeros_like(point) if move is None else move
+        for point, move in zip(points, _several(tangents), strict=True)
+    ]
+    return list(mx.jvp(function, points, moves)[1])
