@@ -106,8 +106,15 @@ def _search(kind: type) -> Library | None:
         root = base.__module__.partition(".")[0]
         if root in _plugins("normx.libraries"):
             found: Library = _loaded("normx.libraries", root)
+            found.known(functions)
             return found
     return None
+
+
+# What torch's compiler calls at once, with what comes of it as a constant, where it would go
+# through the code of a function of normx: the first tensor of all may come in a compiled function,
+# and the plugin, which keeps the compiler out of there, be loaded no earlier.
+_library_of_type._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def library_of(x: Any) -> Library | None:
@@ -375,7 +382,8 @@ class _Bound(NamedTuple):
             result, kernel = self.call(x, None, None, {})
         else:
             result, kernel = self.prepared.run(self.call, x, keywords)
-        traced(self.prepared.plan.record.name, self.backend, kernel)
+        if kernel:
+            traced(self.prepared.plan.record.name, self.backend, kernel)
         return result
 
 
@@ -407,7 +415,10 @@ def _bind(record: Record, library: Library, x: Array, keywords: Mapping[str, Any
         raise wrong(ValueError, record.name, "backend", repr(explicit), f"one of {known}")
     prepared = prepare(record, library, x, keywords, library_of)
     bare = prepared.direct and not prepared.plan.out
-    return _Bound(prepared, *_choose(prepared.plan, explicit, implementation), bare)
+    name, call = _choose(prepared.plan, explicit, implementation)
+    if name != reference_backend.name:  # whose formulas are operations of the library itself
+        call = library.entered(prepared.plan, name, call)
+    return _Bound(prepared, name, call, bare)
 
 
 def entry_point(name: str) -> Callable[..., Any]:
@@ -444,6 +455,9 @@ def entry_point(name: str) -> Callable[..., Any]:
             return bound.call(x, None, None, _NOTHING)[0]
         return bound.run(x, keywords)
 
+    functions.append(function)
+    for library in {id(found): found for found in _by_type.values() if found}.values():
+        library.known([function])
     return function
 
 
@@ -451,6 +465,9 @@ _NOTHING: Mapping[str, Any] = {}
 
 #: Types of keywords that are part of a plan's key as they are.
 _PLAIN = frozenset({int, float, str, bool, type(None)})
+
+#: Every function.
+functions: list[Callable[..., Any]] = []
 
 #: Every function's plans.
 caches: list[dict[Any, _Bound]] = []

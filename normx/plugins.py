@@ -174,6 +174,16 @@ class Library(ABC):
         """A fresh array of NumPy's as one of this library, in the same memory where it can be."""
         raise NotImplementedError
 
+    def entered(self, plan: Plan, backend: str, call: Call) -> Call:
+        """A backend's call as one that the library itself differentiates, traces and maps.
+
+        It returns "" for the kernel where what runs tells of itself (`normx.trace`).
+        """
+        return call
+
+    def known(self, functions: Sequence[Callable[..., Any]]) -> None:
+        """Told of all functions once it is loaded, and of those that are defined later."""
+
     @abstractmethod
     def device(self, x: Array) -> Any:
         """Where the data is, compared by equality; None while that is not known."""

@@ -2,54 +2,124 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import array_api_compat.torch
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
 from normx._libraries import ArrayAPILibrary, numpy_library
-from normx.plugins import dtype_name
+from normx._plan import Plan
+from normx.plugins import Call, dtype_name
+from normx_torch import _ops
+
+Array = Any
+
+#: Types of tensors that are nothing but memory.
+_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transformation = torch._C._functorch.peek_interpreter_stack
 
 
-def _namespace() -> Any:
-    from array_api_compat import torch
-
-    return torch
+def _watched() -> bool:
+    """Whether torch looks at what is done to tensors: a tracer, a transformation, a mode."""
+    return (
+        _transformation() is not None
+        or _dispatch_modes() > 0
+        or forward_ad._current_level >= 0
+    )
 
 
 class TorchLibrary(ArrayAPILibrary):
     """torch.Tensor on any device."""
 
+    preference = ("native", "reference")
     arithmetic = "float32"
     mutable = True
 
-    def key(self, x: Any) -> Any:
-        import torch
+    def __init__(self) -> None:
+        super().__init__("torch", lambda: array_api_compat.torch)
+        #: Functions that are one operation to the compiler, which does not go through their code.
+        self._opaque: set[Callable[..., Any]] = set()
 
+    def check(self, x: Any, argument: str = "x") -> str | None:
+        if x.layout is torch.strided:
+            return None
+        return f"a tensor of layout {x.layout}; pass x.to_dense()"
+
+    def key(self, x: Any) -> Any:
         # Integers become the default dtype, which is the user's to change.
         default = None if x.dtype.is_floating_point else torch.get_default_dtype()
         return x.shape, x.dtype, x.device, default
 
     def is_concrete(self, x: Any) -> bool:
-        import torch
+        return type(x) in _PLAIN and not x.is_meta and not _watched()
 
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-        traced = torch.compiler.is_compiling() or type(x).__name__ == "FakeTensor"
-        return not (wrapped or traced or x.is_meta)
+    def on_host(self, x: Any) -> bool:
+        return bool(x.device.type == "cpu")
+
+    def host_view(self, x: Any) -> Any:
+        if x.dtype is torch.bfloat16:  # torch and NumPy know this one by different names
+            return x.view(torch.int16).numpy(force=True).view(numpy_library.dtype("bfloat16"))
+        return x.numpy(force=True)
+
+    def host_adopt(self, fresh: Any) -> Any:
+        if fresh.dtype.name == "bfloat16":
+            return torch.from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(fresh)
+
+    def entered(self, plan: Plan, backend: str, call: Call) -> Call:
+        form: str | None = None  # the same in every call: numbers are part of what a plan is for
+
+        def either(
+            x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+        ) -> tuple[Array, str]:
+            tensors = [x, *(v for v in (where, out, *parameters.values()) if isinstance(v, Tensor))]
+            learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+            if not learns and not _watched() and all(type(t) in _PLAIN for t in tensors):
+                return call(x, where, out, parameters)
+            nonlocal form
+            form = form or _ops.form_of(plan, backend, parameters)
+            arrays = [value for value in parameters.values() if isinstance(value, Tensor)]
+            y = _ops.call(form, x, where, *arrays)
+            return (y if out is None else out.copy_(y)), ""
+
+        return either
+
+    def known(self, functions: Sequence[Callable[..., Any]]) -> None:
+        new = [f for f in functions if f not in self._opaque]
+        self._opaque.update(new)
+        torch.compiler.allow_in_graph(new)
+        if new and torch._guards.CompileContext.try_get() is not None:
+            # Dynamo is in the middle of one of them: it starts again, and finds it allowed.
+            from torch._dynamo.exc import SpeculationRestartAnalysis
+
+            raise SpeculationRestartAnalysis(restart_reason="normx was not loaded yet")
+
+    def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+        def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+            torch.compiler.reset()
+            return torch.compile(f, backend="aot_eager", fullgraph=True)
+
+        def mapped(f: Callable[..., Any]) -> Callable[..., Any]:
+            # Twice the same, as the suite's options are those of one.
+            return lambda x: torch.func.vmap(f)(torch.stack([x, x]))[1]
+
+        return {"eager": lambda f: f, "compile": compiled, "vmap": mapped}
 
     def rng(self, seed: int) -> Any:
-        import torch
-
         return torch.Generator().manual_seed(seed)
 
     def copy_of_rng(self, rng: Any) -> Any:
         return rng.clone_state()
 
     def check_rng(self, rng: Any) -> str | None:
-        import torch
-
         return None if isinstance(rng, torch.Generator) else "a torch.Generator"
 
     def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        import torch
-
         bits = 52 if dtype == "float64" else 23
         steps = torch.randint(0, 2**bits, shape, generator=rng, device=rng.device)
         return ((steps.to(self.dtype(dtype)) + 0.5) / 2.0**bits).to(like.device)
@@ -80,4 +150,4 @@ class TorchLibrary(ArrayAPILibrary):
         return not same and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
-library = TorchLibrary("torch", _namespace)
+library = TorchLibrary()
