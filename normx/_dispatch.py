@@ -470,7 +470,7 @@ _PLAIN = frozenset({int, float, str, bool, type(None)})
 functions: list[Callable[..., Any]] = []
 
 #: Every function's plans.
-caches: list[dict[Any, _Bound]] = []
+caches: list[dict[Any, Any]] = []
 
 
 def forget_plans() -> None:

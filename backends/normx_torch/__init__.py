@@ -26,11 +26,7 @@ _transformation = torch._C._functorch.peek_interpreter_stack
 
 def _watched() -> bool:
     """Whether torch looks at what is done to tensors: a tracer, a transformation, a mode."""
-    return (
-        _transformation() is not None
-        or _dispatch_modes() > 0
-        or forward_ad._current_level >= 0
-    )
+    return _transformation() is not None or _dispatch_modes() > 0 or forward_ad._current_level >= 0
 
 
 class TorchLibrary(ArrayAPILibrary):
@@ -102,7 +98,8 @@ class TorchLibrary(ArrayAPILibrary):
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
             torch.compiler.reset()
-            return torch.compile(f, backend="aot_eager", fullgraph=True)
+            made: Callable[..., Any] = torch.compile(f, backend="aot_eager", fullgraph=True)
+            return made
 
         def mapped(f: Callable[..., Any]) -> Callable[..., Any]:
             # Twice the same, as the suite's options are those of one.

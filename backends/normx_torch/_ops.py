@@ -2,25 +2,24 @@
 
 There is one for the calls and one for their gradients, whatever the function: which one it is,
 and its options, are a string (`Form`), so that a compiled graph says by itself what it computes,
-in another process too.  Both take the scores, the mask, and a list of other tensors: the parameters,
-and for gradients the cotangent after them.
+in another process too.  Both take the scores, the mask, and a list of other tensors:
+the parameters, and for gradients the cotangent after them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from normx._dispatch import backend, caches, library, traced
+from normx._dispatch import backend, caches, implementation, library, traced
 from normx._plan import Plan
 from normx._record import record_of
-from normx._reference import compute, gradients_of, reference_backend
+from normx._reference import gradients_of, reference_backend
 from normx._vjp import shaped_as
 from normx.plugins import Call, Pullback, Refusal, dtype_name
 
@@ -52,9 +51,9 @@ class Form(NamedTuple):
 
 def form_of(plan: Plan, by: str, parameters: Mapping[str, Any]) -> str:
     """The form of a call of a plan, as a string."""
-    tensors = [name for name, value in parameters.items() if isinstance(value, Tensor)]
+    tensors = tuple(name for name, value in parameters.items() if isinstance(value, Tensor))
     numbers = {name: value for name, value in parameters.items() if name not in tensors}
-    axis = [i - len(plan.shape) for i in plan.axis]
+    axis = tuple(i - len(plan.shape) for i in plan.axis)
     form = Form(
         plan.record.name, by, axis, plan.empty, plan.softcap, plan.constants, numbers, tensors
     )
@@ -101,9 +100,10 @@ def _bind(text: str, x: Tensor, where: Tensor | None) -> _Bound:
     if (bound := _bound.get(key)) is None:
         form = _read(text)
         plan, chosen = _plan(form, x, where), backend(form.backend)
-        call = chosen if isinstance(chosen, Refusal) else chosen.implementation(plan)
+        call = chosen if isinstance(chosen, Refusal) else implementation(chosen, plan)
         if isinstance(chosen, Refusal) or isinstance(call, Refusal):
-            raise RuntimeError(f"normx.{form.function}: {form.backend}: {call.reason}")
+            refusal = cast(Refusal, call)
+            raise RuntimeError(f"normx.{form.function}: {form.backend}: {refusal.reason}")
         by, pullback = form.backend, chosen.gradient(plan)
         if isinstance(pullback, Refusal):
             by, pullback = reference_backend.name, reference_backend.gradient(plan)
@@ -114,7 +114,7 @@ def _bind(text: str, x: Tensor, where: Tensor | None) -> _Bound:
 # ---------------------------------------------------------------------------- operators
 
 
-@torch.library.custom_op("normx::call", mutates_args=())
+@torch.library.custom_op("normx::call", mutates_args=())  # type: ignore[untyped-decorator]
 def _call(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
     bound, read = _bind(form, x, where), _read(form)
     y, kernel = bound.call(x, where, None, read.parameters(others))
@@ -122,15 +122,13 @@ def _call(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) 
     return y
 
 
-@_call.register_fake
-def _(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
+@_call.register_fake  # type: ignore[untyped-decorator]
+def _fake_call(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
     return x.new_empty(_read(form).result_shape(x.shape))
 
 
-@torch.library.custom_op("normx::pullback", mutates_args=())
-def _pullback(
-    form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]
-) -> list[Tensor]:
+@torch.library.custom_op("normx::pullback", mutates_args=())  # type: ignore[untyped-decorator]
+def _pullback(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> list[Tensor]:
     bound, read = _bind(form, x, where), _read(form)
     *tensors, dy = others
     if isinstance(bound.pullback, Refusal):
@@ -142,8 +140,10 @@ def _pullback(
     return _shaped(bound.plan, read, gradients, x, tensors)
 
 
-@_pullback.register_fake
-def _(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> list[Tensor]:
+@_pullback.register_fake  # type: ignore[untyped-decorator]
+def _fake_pullback(
+    form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]
+) -> list[Tensor]:
     return [t.new_empty(t.shape) for t in (x, *others[:-1])]
 
 
@@ -161,23 +161,9 @@ def _shaped(
 
 # ----------------------------------------------------------------------- differentiation
 #
-# What torch keeps of a call are its arguments, flat: form, x, where, *others.  Each operator has a
-# formula in torch's own operations; what torch cannot have from a kernel it has from there.
-
-
-def _formula_of_call(form: str, x: Tensor, where: Tensor | None, *others: Tensor) -> Tensor:
-    read = _read(form)
-    y: Tensor = compute(_plan(read, x, where), x, where, read.parameters(others))
-    return y
-
-
-def _formula_of_pullback(
-    form: str, x: Tensor, where: Tensor | None, *others: Tensor
-) -> tuple[Tensor, ...]:
-    read, plan = _read(form), _plan(_read(form), x, where)
-    *tensors, dy = others
-    found = gradients_of(plan, x, where, read.parameters(tensors), dy)
-    return tuple(_shaped(plan, read, found, x, tensors))
+# What torch keeps of a call are its arguments, flat: form, x, where, *others.  The derivatives of
+# an operator are given by its slopes: from these and the cotangents to the gradients of x and of
+# the others.
 
 
 def _slopes_of_call(
@@ -188,20 +174,27 @@ def _slopes_of_call(
     return gradients
 
 
+def _formula_of_slopes(
+    form: str, x: Tensor, where: Tensor | None, *others: Tensor, cotangents: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The same in torch's own operations."""
+    read, plan = _read(form), _plan(_read(form), x, where)
+    gradients = gradients_of(plan, x, where, read.parameters(others), *cotangents)
+    return _shaped(plan, read, gradients, x, others)
+
+
 def _slopes_of_pullback(
     form: str, x: Tensor, where: Tensor | None, *others: Tensor, cotangents: Sequence[Tensor]
 ) -> Sequence[Tensor]:
-    """Those of the gradients, by the formula, which goes on for as often as is wanted."""
-    _, slopes = torch.func.vjp(_of_floats(_formula_of_pullback, form, where), x, *others)
-    found: Sequence[Tensor] = slopes(tuple(cotangents))
+    """Those of the gradients, by their formula, which goes on for as often as is wanted."""
+
+    def formula(x: Tensor, *others: Tensor) -> list[Tensor]:
+        *tensors, dy = others
+        return list(_formula_of_slopes(form, x, where, *tensors, cotangents=(dy,)))
+
+    _, slopes = torch.func.vjp(formula, x, *others)
+    found: Sequence[Tensor] = slopes(list(cotangents))
     return found
-
-
-def _of_floats(
-    formula: Callable[..., Any], form: str, where: Tensor | None
-) -> Callable[..., Any]:
-    """A formula as a function of what has a gradient."""
-    return lambda x, *others: formula(form, x, where, *others)
 
 
 def _in_front(size: int, dim: int | None, x: Any) -> Any:
@@ -212,7 +205,10 @@ def _in_front(size: int, dim: int | None, x: Any) -> Any:
 
 
 def _differentiable(
-    operator: Any, formula: Callable[..., Any], slopes: Callable[..., Sequence[Tensor]]
+    operator: Any,
+    fake: Callable[..., Any],
+    slopes: Callable[..., Sequence[Tensor]],
+    formula: Callable[..., Sequence[Tensor]],
 ) -> Callable[..., Any]:
     """An operator with its derivatives, which can be mapped, as a function of flat arguments.
 
@@ -220,7 +216,7 @@ def _differentiable(
     a graph that was exported has the operator alone.
     """
 
-    class Function(torch.autograd.Function):
+    class Function(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(form: str, x: Tensor, where: Tensor | None, *others: Tensor) -> Any:
             result = operator(form, x, where, others)
@@ -244,17 +240,18 @@ def _differentiable(
                 torch.zeros_like(t) if tangent is None else tangent
                 for t, tangent in zip((x, *others), (tangents[0], *tangents[2:]), strict=True)
             ]
-            # Backwards twice, as torch does not nest its forward mode: the pullback is linear, and
-            # what pulls back through it pushes forward.
-            y, slopes = torch.func.vjp(_of_floats(formula, ctx.form, where), x, *others)
-            _, forward = torch.func.vjp(slopes, tree_map(torch.zeros_like, y))
-            return forward(tuple(moves))[0]
+            # Gradients are linear in cotangents, and what pulls back through that pushes forward.
+            # By the formula, as torch.func does not nest Functions here.
+            y = fake(ctx.form, x, where, others)
+            zeros = [torch.zeros_like(part) for part in (y if isinstance(y, list) else [y])]
+            run = partial(formula, ctx.form, x, where, *others)
+            _, forward = torch.func.vjp(lambda *c: list(run(cotangents=c)), *zeros)
+            pushed = forward(moves)
+            return pushed if isinstance(y, list) else pushed[0]
 
         @staticmethod
         def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-            moved = [
-                _in_front(info.batch_size, d, a) for d, a in zip(dims, arguments, strict=True)
-            ]
+            moved = [_in_front(info.batch_size, d, a) for d, a in zip(dims, arguments, strict=True)]
             result = Function.apply(*moved)
             return result, (0,) * len(result) if isinstance(result, tuple) else 0
 
@@ -279,6 +276,6 @@ def _differentiable(
 
 
 #: ``call(form, x, where, *parameters)``: a function of the scores.
-call = _differentiable(_call, _formula_of_call, _slopes_of_call)
+call = _differentiable(_call, _fake_call, _slopes_of_call, _formula_of_slopes)
 #: ``pullback(form, x, where, *parameters, dy)``: the gradients of x and of the parameters.
-pullback = _differentiable(_pullback, _formula_of_pullback, _slopes_of_pullback)
+pullback = _differentiable(_pullback, _fake_pullback, _slopes_of_pullback, _slopes_of_pullback)
