@@ -9,7 +9,6 @@ import array_api_compat.torch
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan
@@ -18,15 +17,16 @@ from normx_torch import _ops
 
 Array = Any
 
-#: Types of tensors that are nothing but memory.
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_transformation = torch._C._functorch.peek_interpreter_stack
 
-
-def _watched() -> bool:
-    """Whether torch looks at what is done to tensors: a tracer, a transformation, a mode."""
-    return _transformation() is not None or _dispatch_modes() > 0 or forward_ad._current_level >= 0
+def _direct(tensors: Sequence[Tensor]) -> bool:
+    """Whether nobody but the caller wants to know what is done with the tensors."""
+    if _ops.watched():
+        return False
+    learns = torch.is_grad_enabled()
+    for x in tensors:
+        if type(x) not in _ops.PLAIN or (learns and x.requires_grad):
+            return False
+    return True
 
 
 class TorchLibrary(ArrayAPILibrary):
@@ -52,7 +52,7 @@ class TorchLibrary(ArrayAPILibrary):
         return x.shape, x.dtype, x.device, default
 
     def is_concrete(self, x: Any) -> bool:
-        return type(x) in _PLAIN and not x.is_meta and not _watched()
+        return type(x) in _ops.PLAIN and not x.is_meta and not _ops.watched()
 
     def on_host(self, x: Any) -> bool:
         return bool(x.device.type == "cpu")
@@ -73,13 +73,12 @@ class TorchLibrary(ArrayAPILibrary):
         def either(
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
         ) -> tuple[Array, str]:
-            tensors = [x, *(v for v in (where, out, *parameters.values()) if isinstance(v, Tensor))]
-            learns = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-            if not learns and not _watched() and all(type(t) in _PLAIN for t in tensors):
+            arrays = [value for value in parameters.values() if isinstance(value, Tensor)]
+            tensors = [x, *(t for t in (where, out) if t is not None), *arrays]
+            if _direct(tensors):
                 return call(x, where, out, parameters)
             nonlocal form
             form = form or _ops.form_of(plan, backend, parameters)
-            arrays = [value for value in parameters.values() if isinstance(value, Tensor)]
             y = _ops.call(form, x, where, *arrays)
             return (y if out is None else out.copy_(y)), ""
 

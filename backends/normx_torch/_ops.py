@@ -2,8 +2,8 @@
 
 There is one for the calls and one for their gradients, whatever the function: which one it is,
 and its options, are a string (`Form`), so that a compiled graph says by itself what it computes,
-in another process too.  Both take the scores, the mask, and a list of other tensors:
-the parameters, and for gradients the cotangent after them.
+in another process too.  Both take the scores, the mask, and a list of other tensors: the
+parameters, and for gradients the result and the cotangent after them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from normx._dispatch import backend, caches, implementation, library, traced
 from normx._plan import Plan
@@ -22,6 +23,17 @@ from normx._record import record_of
 from normx._reference import gradients_of, reference_backend
 from normx._vjp import shaped_as
 from normx.plugins import Call, Pullback, Refusal, dtype_name
+
+
+#: Types of tensors that are nothing but memory.
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
+_modes = torch._C._len_torch_dispatch_stack
+_transformation = torch._C._functorch.peek_interpreter_stack
+
+
+def watched() -> bool:
+    """Whether torch follows what is done to tensors: a tracer, a transformation, a mode."""
+    return _transformation() is not None or _modes() > 0 or forward_ad._current_level >= 0
 
 
 class Form(NamedTuple):
@@ -114,37 +126,32 @@ def _bind(text: str, x: Tensor, where: Tensor | None) -> _Bound:
 # ---------------------------------------------------------------------------- operators
 
 
-@torch.library.custom_op("normx::call", mutates_args=())  # type: ignore[untyped-decorator]
-def _call(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
+def _compute(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
     bound, read = _bind(form, x, where), _read(form)
     y, kernel = bound.call(x, where, None, read.parameters(others))
     traced(read.function, read.backend, kernel)
-    return y
+    result: Tensor = y
+    return result
 
 
-@_call.register_fake  # type: ignore[untyped-decorator]
-def _fake_call(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
+def _computed(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
     return x.new_empty(_read(form).result_shape(x.shape))
 
 
-@torch.library.custom_op("normx::pullback", mutates_args=())  # type: ignore[untyped-decorator]
-def _pullback(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> list[Tensor]:
+def _pull(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> list[Tensor]:
     bound, read = _bind(form, x, where), _read(form)
-    *tensors, dy = others
+    *tensors, y, dy = others
     if isinstance(bound.pullback, Refusal):
         raise TypeError(f"normx.{read.function}: {bound.pullback.reason}")
     if 0 in x.shape:
         return [torch.zeros_like(t) for t in (x, *tensors)]
-    gradients, kernel = bound.pullback(x, where, read.parameters(tensors), None, dy)
+    gradients, kernel = bound.pullback(x, where, read.parameters(tensors), y, dy)
     traced(f"vjp({read.function})", bound.by, kernel)
     return _shaped(bound.plan, read, gradients, x, tensors)
 
 
-@_pullback.register_fake  # type: ignore[untyped-decorator]
-def _fake_pullback(
-    form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]
-) -> list[Tensor]:
-    return [t.new_empty(t.shape) for t in (x, *others[:-1])]
+def _pulled(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> list[Tensor]:
+    return [t.new_empty(t.shape) for t in (x, *others[:-2])]
 
 
 def _shaped(
@@ -152,18 +159,19 @@ def _shaped(
 ) -> list[Tensor]:
     """The gradients in the order, shapes and dtypes of what they belong to."""
     xp = plan.library.namespace()
-    still = torch.zeros_like(gradients["x"])  # of a keyword without a gradient
     return [
-        shaped_as(plan.library, xp, gradients.get(name, still), of, dtype_name(of.dtype))
+        shaped_as(plan.library, xp, gradients[name], of, dtype_name(of.dtype))
+        if name in gradients
+        else torch.zeros_like(of)  # a keyword without a gradient
         for name, of in zip(("x", *form.tensors), (x, *tensors), strict=True)
     ]
 
 
 # ----------------------------------------------------------------------- differentiation
 #
-# What torch keeps of a call are its arguments, flat: form, x, where, *others.  The derivatives of
-# an operator are given by its slopes: from these and the cotangents to the gradients of x and of
-# the others.
+# What torch keeps of a call are its arguments, flat: form, x, where, *others, and a single result
+# after them.  The derivatives of an operator are given by its slopes: from these and the cotangents
+# to the gradients of x and of the others.
 
 
 def _slopes_of_call(
@@ -188,13 +196,14 @@ def _slopes_of_pullback(
 ) -> Sequence[Tensor]:
     """Those of the gradients, by their formula, which goes on for as often as is wanted."""
 
-    def formula(x: Tensor, *others: Tensor) -> list[Tensor]:
-        *tensors, dy = others
+    *tensors, y, dy = others
+
+    def formula(dy: Tensor, x: Tensor, *tensors: Tensor) -> list[Tensor]:
         return list(_formula_of_slopes(form, x, where, *tensors, cotangents=(dy,)))
 
-    _, slopes = torch.func.vjp(formula, x, *others)
-    found: Sequence[Tensor] = slopes(list(cotangents))
-    return found
+    _, slopes = torch.func.vjp(formula, dy, x, *tensors)
+    ddy, *found = slopes(list(cotangents))
+    return *found, torch.zeros_like(y), ddy  # y is no argument: it is what x gave
 
 
 def _in_front(size: int, dim: int | None, x: Any) -> Any:
@@ -204,28 +213,34 @@ def _in_front(size: int, dim: int | None, x: Any) -> Any:
     return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-def _differentiable(
-    operator: Any,
+def _operator(
+    name: str,
+    run: Callable[..., Any],
     fake: Callable[..., Any],
     slopes: Callable[..., Sequence[Tensor]],
     formula: Callable[..., Sequence[Tensor]],
 ) -> Callable[..., Any]:
-    """An operator with its derivatives, which can be mapped, as a function of flat arguments.
+    """Register an operator with its derivatives; the way to it, as a function of flat arguments.
 
     `torch.func` goes through a Function and does not know what is registered with an operator;
-    a graph that was exported has the operator alone.
+    a graph that was exported has the operator alone.  The slopes are given once more in torch's
+    own operations.
     """
+    operator = torch.library.custom_op(name, run, mutates_args=())
+    operator.register_fake(fake)
 
     class Function(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(form: str, x: Tensor, where: Tensor | None, *others: Tensor) -> Any:
-            result = operator(form, x, where, others)
+            # The operator is for who follows what happens: it takes ten times the time.
+            plain = type(x) in PLAIN and not watched()
+            result = (run if plain else operator)(form, x, where, others)
             return tuple(result) if isinstance(result, list) else result
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
             ctx.form, *tensors = inputs
-            ctx.save_for_backward(*tensors)
+            ctx.save_for_backward(*tensors, *_single(output))
             ctx.save_for_forward(*tensors)
 
         @staticmethod
@@ -244,8 +259,8 @@ def _differentiable(
             # By the formula, as torch.func does not nest Functions here.
             y = fake(ctx.form, x, where, others)
             zeros = [torch.zeros_like(part) for part in (y if isinstance(y, list) else [y])]
-            run = partial(formula, ctx.form, x, where, *others)
-            _, forward = torch.func.vjp(lambda *c: list(run(cotangents=c)), *zeros)
+            linear = partial(formula, ctx.form, x, where, *others)
+            _, forward = torch.func.vjp(lambda *c: list(linear(cotangents=c)), *zeros)
             pushed = forward(moves)
             return pushed if isinstance(y, list) else pushed[0]
 
@@ -257,7 +272,7 @@ def _differentiable(
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.form, x, where, others = inputs
-        ctx.save_for_backward(x, where, *others)
+        ctx.save_for_backward(x, where, *others, *_single(output))
 
     def backward(ctx: Any, cotangent: Any) -> tuple[Any, ...]:
         cotangents = cotangent if isinstance(cotangent, list) else [cotangent]
@@ -275,7 +290,11 @@ def _differentiable(
     return cast(Callable[..., Any], Function.apply)
 
 
+def _single(output: Any) -> tuple[Tensor, ...]:
+    return (output,) if isinstance(output, Tensor) else ()
+
+
 #: ``call(form, x, where, *parameters)``: a function of the scores.
-call = _differentiable(_call, _fake_call, _slopes_of_call, _formula_of_slopes)
-#: ``pullback(form, x, where, *parameters, dy)``: the gradients of x and of the parameters.
-pullback = _differentiable(_pullback, _fake_pullback, _slopes_of_pullback, _slopes_of_pullback)
+call = _operator("normx::call", _compute, _computed, _slopes_of_call, _formula_of_slopes)
+#: ``pullback(form, x, where, *parameters, y, dy)``: the gradients of x and of the parameters.
+pullback = _operator("normx::pullback", _pull, _pulled, _slopes_of_pullback, _slopes_of_pullback)
