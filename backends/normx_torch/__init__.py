@@ -18,15 +18,12 @@ from normx_torch import _ops
 Array = Any
 
 
-def _direct(tensors: Sequence[Tensor]) -> bool:
-    """Whether nobody but the caller wants to know what is done with the tensors."""
-    if _ops.watched():
-        return False
-    learns = torch.is_grad_enabled()
-    for x in tensors:
-        if type(x) not in _ops.PLAIN or (learns and x.requires_grad):
-            return False
-    return True
+_from_numpy = torch.from_numpy
+
+
+def _is_followed(x: Tensor) -> bool:
+    """Whether more than its memory has to do with a tensor."""
+    return type(x) not in _ops.PLAIN or (x.requires_grad and torch.is_grad_enabled())
 
 
 class TorchLibrary(ArrayAPILibrary):
@@ -59,13 +56,16 @@ class TorchLibrary(ArrayAPILibrary):
 
     def host_view(self, x: Any) -> Any:
         if x.dtype is torch.bfloat16:  # torch and NumPy know this one by different names
-            return x.view(torch.int16).numpy(force=True).view(numpy_library.dtype("bfloat16"))
-        return x.numpy(force=True)
+            return self.host_view(x.view(torch.int16)).view(numpy_library.dtype("bfloat16"))
+        return x.numpy(force=x.requires_grad or x.is_neg())
+
+    def host_address(self, x: Any) -> int | None:
+        return x.data_ptr() if x.is_contiguous() and not x.is_neg() else None
 
     def host_adopt(self, fresh: Any) -> Any:
-        if fresh.dtype.name == "bfloat16":
-            return torch.from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(fresh)
+        if fresh.dtype.kind == "V":  # bfloat16
+            return _from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
+        return _from_numpy(fresh)
 
     def entered(self, plan: Plan, backend: str, call: Call) -> Call:
         form: str | None = None  # the same in every call: numbers are part of what a plan is for
@@ -74,8 +74,8 @@ class TorchLibrary(ArrayAPILibrary):
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
         ) -> tuple[Array, str]:
             arrays = [value for value in parameters.values() if isinstance(value, Tensor)]
-            tensors = [x, *(t for t in (where, out) if t is not None), *arrays]
-            if _direct(tensors):
+            others = [t for t in (where, out, *arrays) if t is not None]
+            if not (_ops.watched() or _is_followed(x) or any(map(_is_followed, others))):
                 return call(x, where, out, parameters)
             nonlocal form
             form = form or _ops.form_of(plan, backend, parameters)
@@ -137,6 +137,10 @@ class TorchLibrary(ArrayAPILibrary):
     def check_out(self, out: Any) -> str | None:
         if out.requires_grad:
             return "a tensor that requires grad"
+        if out.is_neg():
+            return "a tensor that holds its negative"
+        if torch._debug_has_internal_overlap(out) == 1:
+            return "a tensor whose entries share memory"
         return None
 
     def overlaps(self, out: Any, x: Any) -> bool:

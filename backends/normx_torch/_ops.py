@@ -8,6 +8,7 @@ parameters, and for gradients the result and the cotangent after them.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
@@ -23,7 +24,6 @@ from normx._record import record_of
 from normx._reference import gradients_of, reference_backend
 from normx._vjp import shaped_as
 from normx.plugins import Call, Pullback, Refusal, dtype_name
-
 
 #: Types of tensors that are nothing but memory.
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
@@ -195,7 +195,6 @@ def _slopes_of_pullback(
     form: str, x: Tensor, where: Tensor | None, *others: Tensor, cotangents: Sequence[Tensor]
 ) -> Sequence[Tensor]:
     """Those of the gradients, by their formula, which goes on for as often as is wanted."""
-
     *tensors, y, dy = others
 
     def formula(dy: Tensor, x: Tensor, *tensors: Tensor) -> list[Tensor]:
@@ -269,6 +268,9 @@ def _operator(
             moved = [_in_front(info.batch_size, d, a) for d, a in zip(dims, arguments, strict=True)]
             result = Function.apply(*moved)
             return result, (0,) * len(result) if isinstance(result, tuple) else 0
+
+    # torch asks for the signature in each call, and it takes longer than the call to find.
+    Function.forward.__signature__ = inspect.signature(Function.forward)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.form, x, where, others = inputs
