@@ -106,14 +106,12 @@ def _search(kind: type) -> Library | None:
         root = base.__module__.partition(".")[0]
         if root in _plugins("normx.libraries"):
             found: Library = _loaded("normx.libraries", root)
-            found.known(functions)
             return found
     return None
 
 
-# What torch's compiler calls at once, with what comes of it as a constant, where it would go
-# through the code of a function of normx: the first tensor of all may come in a compiled function,
-# and the plugin, which keeps the compiler out of there, be loaded no earlier.
+# torch's compiler goes through the code that calls normx, and calls this one at once: the first
+# tensor of all may come in a compiled function, and the plugin be loaded no earlier.
 _library_of_type._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -423,7 +421,7 @@ def _bind(record: Record, library: Library, x: Array, keywords: Mapping[str, Any
 
 def entry_point(name: str) -> Callable[..., Any]:
     """The public function of a record: look the plan up, or make it, and run it."""
-    plans: dict[Any, _Bound] = {}
+    plans = _plans.setdefault(name, {})
     caches.append(plans)
     tracing, chosen = _tracing.get, _chosen.get
     library_of_type = _library_of_type
@@ -444,21 +442,25 @@ def entry_point(name: str) -> Callable[..., Any]:
             except TypeError:  # an option that cannot be part of a key: a list, say
                 key = None
         if bound is None:
-            record = record_of(name)
-            library, x = _arrive(record, x)
-            bound = _bind(record, library, x, keywords)
-            if key is not None:
-                if len(plans) >= _PLANS_KEPT:
-                    plans.clear()
-                plans[key] = bound
+            return called(name, key, x, keywords)
         if bound.bare and not tracing():
             return bound.call(x, None, None, _NOTHING)[0]
         return bound.run(x, keywords)
 
-    functions.append(function)
-    for library in {id(found): found for found in _by_type.values() if found}.values():
-        library.known([function])
     return function
+
+
+def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
+    """Call a function for the first time in a form, and keep its plan if that has a key."""
+    record = record_of(name)
+    library, x = _arrive(record, x)
+    bound = _bind(record, library, x, keywords)
+    if key is not None:
+        plans = _plans[name]
+        if len(plans) >= _PLANS_KEPT:
+            plans.clear()
+        plans[key] = bound
+    return bound.run(x, keywords)
 
 
 _NOTHING: Mapping[str, Any] = {}
@@ -466,10 +468,10 @@ _NOTHING: Mapping[str, Any] = {}
 #: Types of keywords that are part of a plan's key as they are.
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
-#: Every function.
-functions: list[Callable[..., Any]] = []
+#: Every function's plans, by its name.
+_plans: dict[str, dict[Any, _Bound]] = {}
 
-#: Every function's plans.
+#: What is forgotten with them.
 caches: list[dict[Any, Any]] = []
 
 

@@ -185,9 +185,6 @@ class Library(ABC):
         """
         return call
 
-    def known(self, functions: Sequence[Callable[..., Any]]) -> None:
-        """Told of all functions once it is loaded, and of those that are defined later."""
-
     @abstractmethod
     def device(self, x: Array) -> Any:
         """Where the data is, compared by equality; None while that is not known."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import array_api_compat.torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan
 from normx.plugins import Call, dtype_name
-from normx_torch import _ops
+from normx_torch import _compiler, _ops
 
 Array = Any
 
@@ -32,11 +32,6 @@ class TorchLibrary(ArrayAPILibrary):
     preference = ("native", "reference")
     arithmetic = "float32"
     mutable = True
-
-    def __init__(self) -> None:
-        super().__init__("torch", lambda: array_api_compat.torch)
-        #: Functions that are one operation to the compiler, which does not go through their code.
-        self._opaque: set[Callable[..., Any]] = set()
 
     def check(self, x: Any, argument: str = "x") -> str | None:
         if x.layout is torch.strided:
@@ -83,16 +78,6 @@ class TorchLibrary(ArrayAPILibrary):
             return (y if out is None else out.copy_(y)), ""
 
         return either
-
-    def known(self, functions: Sequence[Callable[..., Any]]) -> None:
-        new = [f for f in functions if f not in self._opaque]
-        self._opaque.update(new)
-        torch.compiler.allow_in_graph(new)
-        if new and torch._guards.CompileContext.try_get() is not None:
-            # Dynamo is in the middle of one of them: it starts again, and finds it allowed.
-            from torch._dynamo.exc import SpeculationRestartAnalysis
-
-            raise SpeculationRestartAnalysis(restart_reason="normx was not loaded yet")
 
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -150,4 +135,5 @@ class TorchLibrary(ArrayAPILibrary):
         return not same and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
-library = TorchLibrary()
+library = TorchLibrary("torch", lambda: array_api_compat.torch)
+_compiler.start_again()

@@ -100,7 +100,7 @@ class _Bound(NamedTuple):
     call: Call
     #: Who computes the gradients: the same backend where it does, else the formula.
     by: str
-    pullback: Pullback | Refusal
+    pullback: Pullback | Refusal | None  # None: there is nothing to differentiate
 
 
 _bound: dict[Any, _Bound] = {}
@@ -116,7 +116,10 @@ def _bind(text: str, x: Tensor, where: Tensor | None) -> _Bound:
         if isinstance(chosen, Refusal) or isinstance(call, Refusal):
             refusal = cast(Refusal, call)
             raise RuntimeError(f"normx.{form.function}: {form.backend}: {refusal.reason}")
-        by, pullback = form.backend, chosen.gradient(plan)
+        by = form.backend
+        pullback: Pullback | Refusal | None = None
+        if 0 not in plan.shape:
+            pullback = chosen.gradient(plan)
         if isinstance(pullback, Refusal):
             by, pullback = reference_backend.name, reference_backend.gradient(plan)
         bound = _bound[key] = _Bound(plan, call, by, pullback)
@@ -141,10 +144,10 @@ def _computed(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tenso
 def _pull(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> list[Tensor]:
     bound, read = _bind(form, x, where), _read(form)
     *tensors, y, dy = others
+    if bound.pullback is None:
+        return [torch.zeros_like(t) for t in (x, *tensors)]
     if isinstance(bound.pullback, Refusal):
         raise TypeError(f"normx.{read.function}: {bound.pullback.reason}")
-    if 0 in x.shape:
-        return [torch.zeros_like(t) for t in (x, *tensors)]
     gradients, kernel = bound.pullback(x, where, read.parameters(tensors), y, dy)
     traced(f"vjp({read.function})", bound.by, kernel)
     return _shaped(bound.plan, read, gradients, x, tensors)
@@ -270,7 +273,7 @@ def _operator(
             return result, (0,) * len(result) if isinstance(result, tuple) else 0
 
     # torch asks for the signature in each call, and it takes longer than the call to find.
-    Function.forward.__signature__ = inspect.signature(Function.forward)
+    setattr(Function.forward, "__signature__", inspect.signature(Function.forward))  # noqa: B010
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.form, x, where, others = inputs
