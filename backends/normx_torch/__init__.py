@@ -9,6 +9,7 @@ import array_api_compat.torch
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan
@@ -18,12 +19,11 @@ from normx_torch import _compiler, _ops
 Array = Any
 
 
-_from_numpy = torch.from_numpy
-
-
-def _is_followed(x: Tensor) -> bool:
-    """Whether more than its memory has to do with a tensor."""
-    return type(x) not in _ops.PLAIN or (x.requires_grad and torch.is_grad_enabled())
+def _is_followed(x: Any) -> bool:
+    """Whether it is a tensor with more to it than its memory."""
+    if type(x) in _ops.PLAIN:
+        return bool(x.requires_grad) and torch.is_grad_enabled()
+    return isinstance(x, Tensor)
 
 
 class TorchLibrary(ArrayAPILibrary):
@@ -40,8 +40,9 @@ class TorchLibrary(ArrayAPILibrary):
 
     def key(self, x: Any) -> Any:
         # Integers become the default dtype, which is the user's to change.
-        default = None if x.dtype.is_floating_point else torch.get_default_dtype()
-        return x.shape, x.dtype, x.device, default
+        dtype = x.dtype
+        default = None if dtype.is_floating_point else torch.get_default_dtype()
+        return x.shape, dtype, x.device, default
 
     def is_concrete(self, x: Any) -> bool:
         return type(x) in _ops.PLAIN and not x.is_meta and not _ops.watched()
@@ -59,19 +60,30 @@ class TorchLibrary(ArrayAPILibrary):
 
     def host_adopt(self, fresh: Any) -> Any:
         if fresh.dtype.kind == "V":  # bfloat16
-            return _from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
-        return _from_numpy(fresh)
+            return torch.from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(fresh)
 
     def entered(self, plan: Plan, backend: str, call: Call) -> Call:
+        plain, transformation, modes = _ops.PLAIN, _ops.transformation, _ops.modes
+        learning = torch.is_grad_enabled
         form: str | None = None  # the same in every call: numbers are part of what a plan is for
 
         def either(
             x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
         ) -> tuple[Array, str]:
-            arrays = [value for value in parameters.values() if isinstance(value, Tensor)]
-            others = [t for t in (where, out, *arrays) if t is not None]
-            if not (_ops.watched() or _is_followed(x) or any(map(_is_followed, others))):
+            # No helpers, no lists: what there is before a small call takes longer than the call.
+            if (
+                type(x) in plain
+                and transformation() is None
+                and not modes()
+                and forward_ad._current_level < 0
+                and not (x.requires_grad and learning())
+                and not (out is not None and _is_followed(out))
+                and not (where is not None and _is_followed(where))
+                and not (parameters and any(map(_is_followed, parameters.values())))
+            ):
                 return call(x, where, out, parameters)
+            arrays = [value for value in parameters.values() if isinstance(value, Tensor)]
             nonlocal form
             form = form or _ops.form_of(plan, backend, parameters)
             y = _ops.call(form, x, where, *arrays)

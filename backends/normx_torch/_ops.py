@@ -27,13 +27,13 @@ from normx.plugins import Call, Pullback, Refusal, dtype_name
 
 #: Types of tensors that are nothing but memory.
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
-_modes = torch._C._len_torch_dispatch_stack
-_transformation = torch._C._functorch.peek_interpreter_stack
+modes = torch._C._len_torch_dispatch_stack
+transformation = torch._C._functorch.peek_interpreter_stack
 
 
 def watched() -> bool:
     """Whether torch follows what is done to tensors: a tracer, a transformation, a mode."""
-    return _transformation() is not None or _modes() > 0 or forward_ad._current_level >= 0
+    return transformation() is not None or modes() > 0 or forward_ad._current_level >= 0
 
 
 class Form(NamedTuple):
