@@ -78,7 +78,7 @@ def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:
     """``(hi + lo) / t`` for ``x <= 0`` and ``t >= 0``; the limits at t = 0 and t = inf."""
     inside = (t > 0) & (t < xp.inf)
     divisor = xp.where(inside, t, 1.0)
-    quotient = _over(xp, x.hi, divisor)
+    quotient = over(xp, x.hi, divisor)
     # Below, the exponential is 0 and the low word no longer matters.
     near = quotient > _NEGLIGIBLE
     product = two_product(xp, xp.where(near, quotient, 0.0), divisor, dtype)
@@ -102,22 +102,22 @@ def multiplied(xp: Any, x: Double, factor: Double, dtype: str) -> Double:
     return Double(xp.where(exact, product.hi, rough), xp.where(exact, lo, 0.0))
 
 
-def _over(xp: Any, x: Array, divisor: Array) -> Array:
-    """``x / divisor`` for a positive divisor, on which an infinite x does not depend."""
-    finite = xp.isfinite(x)
-    return xp.where(finite, xp.where(finite, x, 0.0) / divisor, x)
-
-
 def quotient(xp: Any, x: Array, t: Array, dtype: str) -> Double:
     """``x / t`` for ``t >= 0``; the limits at t = 0 and t = inf.  Infinite `x` stay."""
     inside = (t > 0) & (t < xp.inf)
     divisor = xp.where(inside, t, 1.0)
-    hi = _over(xp, x, divisor)
+    hi = over(xp, x, divisor)
     product = two_product(xp, xp.where(xp.isfinite(hi), hi, 0.0), divisor, dtype)
-    lo = ((xp.where(xp.isfinite(x), x, 0.0) - product.hi) - product.lo) / divisor
+    lo = ((xp.where(xp.isinf(x), 0.0, x) - product.hi) - product.lo) / divisor
     side = xp.where(x > 0, xp.full_like(hi, xp.inf), xp.where(x < 0, -xp.inf, x))
     limit = xp.where(xp.isfinite(x) & (t > 0), 0.0, side)
     return Double(xp.where(inside, hi, limit), xp.where(inside & xp.isfinite(lo), lo, 0.0))
+
+
+def over(xp: Any, x: Array, divisor: Array) -> Array:
+    """``x / divisor``, where infinite `x` stay and do not move with the divisor."""
+    infinite = xp.isinf(x)
+    return xp.where(infinite, x, xp.where(infinite, 0.0, x) / divisor)
 
 
 def affine(xp: Any, a: Array, x: Double, b: Array, dtype: str) -> Double:

@@ -110,6 +110,11 @@ def _search(kind: type) -> Library | None:
     return None
 
 
+# torch's compiler goes through the code that calls normx, and calls this one at once: the first
+# tensor of all may come in a compiled function, and the plugin be loaded no earlier.
+_library_of_type._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def library_of(x: Any) -> Library | None:
     """The array library of `x`; None if it is no array and cannot become one."""
     kind = type(x)
@@ -426,7 +431,7 @@ def _bind(
 
 def entry_point(name: str) -> Callable[..., Any]:
     """The public function of a record: look the plan up, or make it, and run it."""
-    plans: dict[Any, _Bound] = {}
+    plans = _plans.setdefault(name, {})
     caches.append(plans)
     tracing, chosen = _tracing.get, _chosen.get
     library_of_type = _library_of_type
@@ -447,23 +452,38 @@ def entry_point(name: str) -> Callable[..., Any]:
             except TypeError:  # an option that cannot be part of a key: a list, say
                 key = None
         if bound is None:
-            record = record_of(name)
-            library, x = _arrive(record, x)
-            bound = _bind(record, library, x, keywords)
-            if key is not None:
-                if len(plans) >= _PLANS_KEPT:
-                    plans.clear()
-                plans[key] = bound
+            return called(name, key, x, keywords)
         try:
             if bound.bare and not tracing():
                 return bound.call(x, None, None, _NOTHING)[0]
             return bound.run(x, keywords)
         except NotOnHost:
-            assert library is not None
-            away = _bind(record_of(name), library, x, keywords, on_host=False)
-        return away.run(x, keywords)
+            return _called_away(name, x, keywords)
 
     return function
+
+
+def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
+    """Call a function for the first time in a form, and keep its plan if that has a key."""
+    record = record_of(name)
+    library, x = _arrive(record, x)
+    bound = _bind(record, library, x, keywords)
+    if key is not None:
+        plans = _plans[name]
+        if len(plans) >= _PLANS_KEPT:
+            plans.clear()
+        plans[key] = bound
+    try:
+        return bound.run(x, keywords)
+    except NotOnHost:
+        return _called_away(name, x, keywords)
+
+
+def _called_away(name: str, x: Any, keywords: Mapping[str, Any]) -> Any:
+    """Call a function whose scores cannot be read now, as only the attempt has shown."""
+    record = record_of(name)
+    library, x = _arrive(record, x)
+    return _bind(record, library, x, keywords, on_host=False).run(x, keywords)
 
 
 _NOTHING: Mapping[str, Any] = {}
@@ -471,8 +491,11 @@ _NOTHING: Mapping[str, Any] = {}
 #: Types of keywords that are part of a plan's key as they are.
 _PLAIN = frozenset({int, float, str, bool, type(None)})
 
-#: Every function's plans.
-caches: list[dict[Any, _Bound]] = []
+#: Every function's plans, by its name.
+_plans: dict[str, dict[Any, _Bound]] = {}
+
+#: What is forgotten with them.
+caches: list[dict[Any, Any]] = []
 
 
 def forget_plans() -> None:

@@ -155,7 +155,7 @@ class Row:
         limit = xp.where(top > 0, xp.inf, xp.where(top < 0, -xp.inf, top))
         finite = (t > 0) & (t < xp.inf)
         level = xp.where(t == 0, limit, xp.where(xp.isfinite(top), 0.0, top))
-        level = xp.where(finite, top / xp.where(finite, t, 1.0), level)
+        level = xp.where(finite, arithmetic.over(xp, top, xp.where(finite, t, 1.0)), level)
         return Centred(level, arithmetic.divided(xp, relative, t, self.dtype))
 
     @cached_property

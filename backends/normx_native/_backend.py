@@ -62,7 +62,9 @@ class NativeBackend(Backend):
     def implementation(self, plan: Plan) -> Call | Refusal:
         # Wrong numbers in the environment are told now, not at the first large array.
         _core.num_threads(), _core.cache_limit()
-        return _host.on_host(plan, self._forward, _host.forward)
+        plain = self._has_kernel(plan) and plan.where is None
+        wrap = _host.forward_at if plain else _host.forward
+        return _host.on_host(plan, self._forward, wrap)
 
     def gradient(self, plan: Plan) -> Pullback | Refusal:
         return _host.on_host(plan, _vjp.backward, _host.backward)
@@ -70,11 +72,16 @@ class NativeBackend(Backend):
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         return _host.on_host(plan, lambda here, _: self._topk(here, k), _host.topk)
 
+    def _has_kernel(self, plan: Plan) -> bool:
+        """Whether there is a kernel of its own: what these do not know, the row programs do."""
+        known = any(
+            op == plan.record.name and dtype == plan.dtype for op, dtype, _ in _core.kernels()
+        )
+        return known and not (plan.parameters or plan.softcap is not None or _shaped(plan))
+
     def _forward(self, plan: Plan, home: Library) -> Call | Refusal:
         name = plan.record.name
-        whole = any(op == name and dtype == plan.dtype for op, dtype, _ in _core.kernels())
-        # What the kernels of their own do not know, the row programs do.
-        if not whole or plan.parameters or plan.softcap is not None or _shaped(plan):
+        if not self._has_kernel(plan):
             if self.algorithm != "auto":
                 return Refusal(f"has no algorithms to choose from for such a {name}")
             return _rows.forward(plan, home)

@@ -47,6 +47,22 @@ def forward(library: Library, call: Call) -> Call:
     return on_views
 
 
+def forward_at(library: Library, call: Call) -> Call:
+    """As `forward`, for a kernel that reads contiguous scores by their address."""
+    on_views = forward(library, call)
+    address, adopt = library.host_address, library.host_adopt
+
+    def at_address(
+        x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+    ) -> tuple[Array, str]:
+        if out is not None or (place := address(x)) is None:
+            return on_views(x, where, out, parameters)
+        y, kernel = call(place, None, None, parameters)
+        return adopt(y), kernel
+
+    return at_address
+
+
 def backward(library: Library, pullback: Pullback) -> Pullback:
     """A pullback on NumPy's arrays as one on a library's."""
 

@@ -2,54 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import array_api_compat.torch
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
 from normx._libraries import ArrayAPILibrary, numpy_library
-from normx.plugins import dtype_name
+from normx._plan import Plan
+from normx.plugins import Call, dtype_name
+from normx_torch import _compiler, _ops
+
+Array = Any
 
 
-def _namespace() -> Any:
-    from array_api_compat import torch
-
-    return torch
+def _is_followed(x: Any) -> bool:
+    """Whether it is a tensor with more to it than its memory."""
+    if type(x) in _ops.PLAIN:
+        return bool(x.requires_grad) and torch.is_grad_enabled()
+    return isinstance(x, Tensor)
 
 
 class TorchLibrary(ArrayAPILibrary):
     """torch.Tensor on any device."""
 
+    preference = ("native", "reference")
     arithmetic = "float32"
     mutable = True
 
-    def key(self, x: Any) -> Any:
-        import torch
+    def check(self, x: Any, argument: str = "x") -> str | None:
+        if x.layout is torch.strided:
+            return None
+        return f"a tensor of layout {x.layout}; pass x.to_dense()"
 
+    def key(self, x: Any) -> Any:
         # Integers become the default dtype, which is the user's to change.
-        default = None if x.dtype.is_floating_point else torch.get_default_dtype()
-        return x.shape, x.dtype, x.device, default
+        dtype = x.dtype
+        default = None if dtype.is_floating_point else torch.get_default_dtype()
+        return x.shape, dtype, x.device, default
 
     def is_concrete(self, x: Any) -> bool:
-        import torch
+        return type(x) in _ops.PLAIN and not x.is_meta and not _ops.watched()
 
-        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-        traced = torch.compiler.is_compiling() or type(x).__name__ == "FakeTensor"
-        return not (wrapped or traced or x.is_meta)
+    def on_host(self, x: Any) -> bool:
+        return bool(x.device.type == "cpu")
+
+    def host_view(self, x: Any) -> Any:
+        if x.dtype is torch.bfloat16:  # torch and NumPy know this one by different names
+            return self.host_view(x.view(torch.int16)).view(numpy_library.dtype("bfloat16"))
+        return x.numpy(force=x.requires_grad or x.is_neg())
+
+    def host_address(self, x: Any) -> int | None:
+        return x.data_ptr() if x.is_contiguous() and not x.is_neg() else None
+
+    def host_adopt(self, fresh: Any) -> Any:
+        if fresh.dtype.kind == "V":  # bfloat16
+            return torch.from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(fresh)
+
+    def entered(self, plan: Plan, backend: str, call: Call) -> Call:
+        plain, transformation, modes = _ops.PLAIN, _ops.transformation, _ops.modes
+        learning = torch.is_grad_enabled
+        form: str | None = None  # the same in every call: numbers are part of what a plan is for
+
+        def either(
+            x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
+        ) -> tuple[Array, str]:
+            # No helpers, no lists: what there is before a small call takes longer than the call.
+            if (
+                type(x) in plain
+                and transformation() is None
+                and not modes()
+                and forward_ad._current_level < 0
+                and not (x.requires_grad and learning())
+                and not (out is not None and _is_followed(out))
+                and not (where is not None and _is_followed(where))
+                and not (parameters and any(map(_is_followed, parameters.values())))
+            ):
+                return call(x, where, out, parameters)
+            arrays = [value for value in parameters.values() if isinstance(value, Tensor)]
+            nonlocal form
+            form = form or _ops.form_of(plan, backend, parameters)
+            y = _ops.call(form, x, where, *arrays)
+            return (y if out is None else out.copy_(y)), ""
+
+        return either
+
+    def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
+        def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+            torch.compiler.reset()
+            made: Callable[..., Any] = torch.compile(f, backend="aot_eager", fullgraph=True)
+            return made
+
+        def mapped(f: Callable[..., Any]) -> Callable[..., Any]:
+            # Twice the same, as the suite's options are those of one.
+            return lambda x: torch.func.vmap(f)(torch.stack([x, x]))[1]
+
+        return {"eager": lambda f: f, "compile": compiled, "vmap": mapped}
 
     def rng(self, seed: int) -> Any:
-        import torch
-
         return torch.Generator().manual_seed(seed)
 
     def copy_of_rng(self, rng: Any) -> Any:
         return rng.clone_state()
 
     def check_rng(self, rng: Any) -> str | None:
-        import torch
-
         return None if isinstance(rng, torch.Generator) else "a torch.Generator"
 
     def uniform(self, rng: Any, shape: tuple[int, ...], dtype: str, like: Any) -> Any:
-        import torch
-
         bits = 52 if dtype == "float64" else 23
         steps = torch.randint(0, 2**bits, shape, generator=rng, device=rng.device)
         return ((steps.to(self.dtype(dtype)) + 0.5) / 2.0**bits).to(like.device)
@@ -71,6 +134,10 @@ class TorchLibrary(ArrayAPILibrary):
     def check_out(self, out: Any) -> str | None:
         if out.requires_grad:
             return "a tensor that requires grad"
+        if out.is_neg():
+            return "a tensor that holds its negative"
+        if torch._debug_has_internal_overlap(out) == 1:
+            return "a tensor whose entries share memory"
         return None
 
     def overlaps(self, out: Any, x: Any) -> bool:
@@ -80,4 +147,5 @@ class TorchLibrary(ArrayAPILibrary):
         return not same and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
-library = TorchLibrary("torch", _namespace)
+library = TorchLibrary("torch", lambda: array_api_compat.torch)
+_compiler.start_again()

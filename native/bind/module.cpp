@@ -155,8 +155,10 @@ class PyCall {
       : dtype_(known(dtype)), call_(op, dtype_.tag, std::move(shape), std::move(axes), parse_empty(empty), algorithm),
         type_num_(type_number(dtype_)), has_where_(has_where) {}
 
+  // x may be an address: that of scores that lie side by side, in what is an array to others but not to NumPy. A view of it would
+  // take longer than a small call.
   nb::object run(nb::handle x, nb::handle out, nb::handle where) const {
-    PyArrayObject* const xa = array(x, "x", type_num_, dtype_.name, call_.shape());
+    PyArrayObject* const xa = PyLong_CheckExact(x.ptr()) ? nullptr : array(x, "x", type_num_, dtype_.name, call_.shape());
     PyArrayObject* const ya = array(out, "out", type_num_, dtype_.name, call_.out_shape());
     if (!PyArray_ISWRITEABLE(ya)) throw nb::value_error("out: the array is read-only");
     PyArrayObject* wa = nullptr;
@@ -166,10 +168,12 @@ class PyCall {
     if (has_where_) wa = array(where, "where", NPY_BOOL, "bool", call_.shape());
 
     char* const y = PyArray_BYTES(ya);
-    const char* const from = PyArray_BYTES(xa);
+    const char* const from = xa ? PyArray_BYTES(xa) : static_cast<const char*>(PyLong_AsVoidPtr(x.ptr()));
+    const bool contiguous = !wa && (!xa || PyArray_IS_C_CONTIGUOUS(xa)) && PyArray_IS_C_CONTIGUOUS(ya);
+    if (!xa && !contiguous) throw nb::value_error("x: an address goes with a contiguous result and no mask");
     const Call::Ran ran = [&] {
       const GilReleased released(call_.elements() >= release_from);
-      if (!wa && PyArray_IS_C_CONTIGUOUS(xa) && PyArray_IS_C_CONTIGUOUS(ya)) return call_.run_contiguous(from, y);
+      if (contiguous) return call_.run_contiguous(from, y);
       return call_.run({from, PyArray_STRIDES(xa), y, PyArray_STRIDES(ya), wa ? PyArray_BYTES(wa) : nullptr, wa ? PyArray_STRIDES(wa) : nullptr});
     }();
     return labels->of_target[static_cast<std::size_t>(ran.target - targets().data())][static_cast<std::size_t>(ran.kernel)];
@@ -361,7 +365,7 @@ NB_MODULE(_core, m) {
   nb::class_<PyCall>(m, "Call", "One call of an op, planned for a shape. Immutable; any number of threads may run it.")
       .def(nb::init<std::string_view, std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, std::string_view, std::string_view>(),
            "op"_a, "dtype"_a, "shape"_a, "axes"_a, nb::kw_only(), "has_where"_a = false, "empty"_a = "zero", "algorithm"_a = "auto")
-      .def("run", &PyCall::run, "x"_a, "out"_a, "where"_a = nb::none(), "Compute into out. Returns the name of the kernel that ran.");
+      .def("run", &PyCall::run, "x"_a, "out"_a, "where"_a = nb::none(), "Compute into out; x may be the address of contiguous scores. Returns the name of the kernel that ran.");
 
   nb::class_<PyRowsCall>(m, "RowsCall", "One call of a row program, planned for a shape. Immutable; any number of threads may run it.")
       .def(nb::init<std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, bool, double, std::vector<double>>(), "program"_a,

@@ -452,7 +452,7 @@ def _adaptive_vjp(
     differentiate_temperature: bool,
 ) -> dict[str, Array]:
     xp, state = row.xp, MAX_SUM_MOMENT.lift(row)
-    factor = _adaptive_factor(row, state, coefficients, threshold, False)
+    factor = _adaptive_factor(row, state, coefficients, threshold, differentiate_temperature)
     moment, gradient = scaled_softmax_vjp(row, cotangent, factor, None)
     if differentiate_temperature:
         entropy = state.entropy(xp)
