@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
@@ -118,8 +118,23 @@ def states_of(record: Record, blocks: Sequence[Row], parameters: Mapping[str, An
     return states
 
 
-def compute(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]) -> Any:
-    """The formula, in float32 or wider, rounded once to the plan's dtype."""
+def whole(record: Record, row: Row, parameters: Mapping[str, Any]) -> tuple[Row, tuple[Any, ...]]:
+    """Rows that are not cut, and their states."""
+    return row, states_of(record, (row,), parameters)
+
+
+def compute(
+    plan: Plan,
+    x: Array,
+    where: Array | None,
+    parameters: Mapping[str, Any],
+    known: Callable[..., tuple[Row, tuple[Any, ...]]] = whole,
+) -> Any:
+    """The formula, in float32 or wider, rounded once to the plan's dtype.
+
+    ``known(record, row, parameters)`` gives the rows as the formula is applied to them, and the
+    states of the whole: `x` may be a part.
+    """
     record, library, xp = plan.record, plan.library, plan.library.namespace()
     if 0 in plan.shape:
         fill = -xp.inf if record.log_space else 0.0
@@ -129,7 +144,8 @@ def compute(plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, 
         return nothing
     row, own = row_of(plan, x, where, parameters)
     own |= plan.constants
-    y = record.apply(row, *states_of(record, (row,), own), **own)
+    row, states = known(record, row, own)
+    y = record.apply(row, *states, **own)
     if record.kind == "normalizer":
         return library.cast(with_policies(plan, row, y), plan.dtype)
     if isinstance(y, tuple):

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "Call",
+    "Foreign",
     "Library",
     "NotOnHost",
     "Pullback",
     "Refusal",
+    "StagedKernel",
     "TopKCall",
     "dtype_name",
 ]
@@ -102,6 +104,80 @@ class TopKCall(Protocol):
         Values and indices have the plan's shape, but k along the axis, and the order that
         `normx.softmax_topk` promises; the values are the bits of the backend's softmax.
         Refused is an `x` that does not lie as the kernel wants it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A compiled kernel, as a compiler's programs call it.
+
+    Attributes
+    ----------
+    name : str
+        The same for the same handler, whatever the attributes.
+    handler : object
+        A capsule with the handler of XLA's typed foreign function interface.
+    attributes : mapping of str to object
+        Strings, and NumPy's booleans and arrays.
+    operands : tuple of array
+        Of the library; row-major.
+    results : tuple of (tuple of int, str)
+        Shape and dtype of each result.
+    """
+
+    name: str
+    handler: Any
+    attributes: Mapping[str, Any]
+    operands: tuple[Array, ...]
+    results: tuple[tuple[tuple[int, ...], str], ...]
+
+
+class StagedKernel(Protocol):
+    """A backend's way to compute one plan, or its gradients, of arrays that come later."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What operands are: "x", "where", a parameter, "y", the result, or "dy", the cotangent."""
+
+    @property
+    def wanted(self) -> tuple[str, ...] | None:
+        """The operands whose gradients are the results; None for the function itself."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether the record has gradients, so that `pullback` can be asked for."""
+
+    def results(self, *operands: Array) -> tuple[tuple[tuple[int, ...], str], ...]:
+        """Shape and dtype of each result."""
+
+    def now(self, *operands: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The results, of arrays that have come, as NumPy's."""
+
+    def formula(self, *operands: Array) -> tuple[Array, ...]:
+        """The results by the record's formula, in the library's operations."""
+
+    def foreign(self, *operands: Array) -> Foreign | None:
+        """The kernel for a compiler's program; None if the formula is all there is."""
+
+    def mended(
+        self, operands: Sequence[Array], raw: Sequence[Array], choose: Callable[..., Any]
+    ) -> tuple[Array, ...]:
+        """The results, of those that came of `foreign`.
+
+        ``choose(condition, yes, no)`` gives ``yes()`` if a truth value of the library's turns
+        out true, and else ``no()``: rows may have been left to the formula.
+        """
+
+    def stacked(self, size: int) -> StagedKernel:
+        """The same for operands with one more axis, in front, of that size or of size 1.
+
+        It is of that size for "x", "y", "dy" and those that are `wanted`.
+        """
+
+    def pullback(self, wanted: tuple[str, ...]) -> StagedKernel:
+        """The kernel of the gradients; its operands are those of this one, "y" and "dy".
+
+        "y" says nothing that the others do not: no derivative goes through it.
         """
 
 
@@ -176,8 +252,19 @@ class Library(ABC):
         return True
 
     def on_host(self, x: Array) -> bool:
-        """Whether the data of `x` can be read in host memory, now: part of a plan's key."""
+        """Whether the data of `x` can be read in host memory: part of a plan's key.
+
+        Now, or, where not everything is `at_hand`, when what is being compiled runs.
+        """
         return False
+
+    def at_hand(self, arrays: Sequence[Array]) -> bool:
+        """Whether all of these, on the host, have their data already: `staged` else."""
+        return True
+
+    def staged(self, kernel: StagedKernel, *operands: Array) -> tuple[Array, ...]:
+        """What a kernel makes of arrays that come later."""
+        raise NotImplementedError
 
     def host_view(self, x: Array) -> np.ndarray:
         """The memory of an array that is on the host, as NumPy's: shared, not copied.
@@ -307,6 +394,9 @@ class Library(ABC):
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         """The ways in which a function of one array can be run: eagerly, compiled, ..."""
         return {"eager": lambda f: f}
+
+    def forget_compiled(self) -> None:
+        """Free what it compiled and keeps: a suite of tests compiles thousands of functions."""
 
     def computed(
         self,

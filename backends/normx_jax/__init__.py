@@ -1,11 +1,17 @@
-"""JAX: arrays, and the tracers that stand for them under ``jit``."""
+"""JAX: arrays, and the tracers that stand for them under ``jit``, ``vmap`` and ``grad``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from normx._libraries import ArrayAPILibrary
+from normx.plugins import StagedKernel
+from normx_jax._sharded import sharded
+
+__all__ = ["sharded"]
+
+Array = Any
 
 
 def _namespace() -> Any:
@@ -17,22 +23,63 @@ def _namespace() -> Any:
 class JaxLibrary(ArrayAPILibrary):
     """jax.Array, traced or not."""
 
+    preference = ("native", "reference")
     arithmetic = "float32"
     flushes_subnormals = True
 
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         import jax
 
-        return {"eager": lambda f: f, "jit": jax.jit}
+        def waited_for(f: Callable[..., Any]) -> Callable[..., Any]:
+            # What runs later would run outside of what a test forces.
+            return lambda x: jax.block_until_ready(f(x))
+
+        def jit(f: Callable[..., Any]) -> Callable[..., Any]:
+            return waited_for(jax.jit(f))
+
+        def vmap(f: Callable[..., Any]) -> Callable[..., Any]:
+            return waited_for(lambda x: jax.vmap(f)(x[None])[0])
+
+        return {"eager": waited_for, "jit": jit, "vmap": vmap}
+
+    def forget_compiled(self) -> None:
+        import jax
+
+        jax.clear_caches()
 
     def key(self, x: Any) -> Any:
         # Whether values may be looked at is part of what a plan depends on.
-        return x.shape, x.dtype, self.is_concrete(x)
+        return x.shape, x.dtype, self.is_concrete(x), self.on_host(x)
 
     def is_concrete(self, x: Any) -> bool:
         import jax
 
         return not isinstance(x, jax.core.Tracer)
+
+    def on_host(self, x: Any) -> bool:
+        from normx_jax import _primitives
+
+        return _primitives.on_host(x)
+
+    def at_hand(self, arrays: Sequence[Array]) -> bool:
+        from jax.core import Tracer
+
+        return not any(isinstance(array, Tracer) for array in arrays)
+
+    def staged(self, kernel: StagedKernel, *operands: Array) -> tuple[Array, ...]:
+        from normx_jax import _primitives
+
+        return _primitives.staged(kernel, *operands)
+
+    def host_view(self, x: Array) -> Array:
+        import numpy as np
+
+        return np.asarray(x)
+
+    def host_adopt(self, fresh: Array) -> Array:
+        import jax.numpy
+
+        return jax.numpy.asarray(fresh)
 
     def dtype(self, name: str) -> Any:
         import jax
@@ -40,6 +87,19 @@ class JaxLibrary(ArrayAPILibrary):
         if name == "float64" and not jax.config.jax_enable_x64:
             raise AttributeError("float64 needs jax_enable_x64")
         return super().dtype(name)
+
+    def asarray(self, value: Any, dtype: str, like: Array) -> Array:
+        return self.namespace().asarray(value, dtype=self.dtype(dtype), device=self._one(like))
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: str, like: Array) -> Array:
+        return self.namespace().full(shape, value, dtype=self.dtype(dtype), device=self._one(like))
+
+    def _one(self, like: Array) -> Any:
+        """The device of an array; None if it has several, which a number need not be cut for."""
+        from jax import Device
+
+        device = self.device(like)
+        return device if isinstance(device, Device) else None
 
     def rng(self, seed: int) -> Any:
         import jax

@@ -62,9 +62,9 @@ class NativeBackend(Backend):
     def implementation(self, plan: Plan) -> Call | Refusal:
         # Wrong numbers in the environment are told now, not at the first large array.
         _core.num_threads(), _core.cache_limit()
-        plain = self._has_kernel(plan) and plan.where is None
+        plain = self.has_kernel(plan) and plan.where is None
         wrap = _host.forward_at if plain else _host.forward
-        return _host.on_host(plan, self._forward, wrap)
+        return _host.on_host(plan, self.forward, wrap)
 
     def gradient(self, plan: Plan) -> Pullback | Refusal:
         return _host.on_host(plan, _vjp.backward, _host.backward)
@@ -72,21 +72,21 @@ class NativeBackend(Backend):
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         return _host.on_host(plan, lambda here, _: self._topk(here, k), _host.topk)
 
-    def _has_kernel(self, plan: Plan) -> bool:
+    def has_kernel(self, plan: Plan) -> bool:
         """Whether there is a kernel of its own: what these do not know, the row programs do."""
         known = any(
             op == plan.record.name and dtype == plan.dtype for op, dtype, _ in _core.kernels()
         )
         return known and not (plan.parameters or plan.softcap is not None or _shaped(plan))
 
-    def _forward(self, plan: Plan, home: Library) -> Call | Refusal:
-        name = plan.record.name
-        if not self._has_kernel(plan):
+    def forward(self, plan: Plan, home: Library) -> Call | Refusal:
+        """How it runs a plan for NumPy's arrays, with results for `home`, or why it does not."""
+        if not self.has_kernel(plan):
             if self.algorithm != "auto":
-                return Refusal(f"has no algorithms to choose from for such a {name}")
+                return Refusal(f"has no algorithms to choose from for such a {plan.record.name}")
             return _rows.forward(plan, home)
         run = _core.Call(
-            name,
+            plan.record.name,
             plan.dtype,
             plan.shape,
             plan.axis,

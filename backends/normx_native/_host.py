@@ -1,4 +1,7 @@
-"""Arrays of other libraries that lie in host memory: the kernels read them where they are."""
+"""Arrays of other libraries that lie in host memory: the kernels read them where they are.
+
+Those that come later, which a compiler traces meanwhile, go through the library's `staged`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, TypeVar
 from normx._libraries import numpy_library
 from normx._plan import Plan
 from normx.plugins import Call, Library, NotOnHost, Pullback, Refusal, TopKCall
+from normx_native import _staged
 
 Array = Any
 Kernel = TypeVar("Kernel")
@@ -17,7 +21,7 @@ Kernel = TypeVar("Kernel")
 def on_host(
     plan: Plan,
     make: Callable[[Plan, Library], Kernel | Refusal],
-    wrap: Callable[[Library, Kernel], Kernel],
+    wrap: Callable[[Plan, Kernel], Kernel],
 ) -> Kernel | Refusal:
     """What `make` makes of a plan for NumPy's arrays, wrapped for those of the plan's library."""
     library = plan.library
@@ -30,26 +34,31 @@ def on_host(
     except ImportError:
         return Refusal(f"reads {plan.dtype} with ml_dtypes, which is not installed")
     kernel = make(replace(plan, library=numpy_library), library)
-    return kernel if isinstance(kernel, Refusal) else wrap(library, kernel)
+    return kernel if isinstance(kernel, Refusal) else wrap(plan, kernel)
 
 
-def forward(library: Library, call: Call) -> Call:
+def forward(plan: Plan, call: Call) -> Call:
     """A call on NumPy's arrays as one on a library's."""
-    view, adopt = library.host_view, library.host_adopt
+    library = plan.library
+    view, adopt, at_hand = library.host_view, library.host_adopt, library.at_hand
 
     def on_views(
         x: Array, where: Array | None, out: Array | None, parameters: Mapping[str, Any]
     ) -> tuple[Array, str]:
+        if not at_hand((x, where, *parameters.values())):
+            kernel, operands = _staged.kernel(plan, x, where, parameters)
+            return library.staged(kernel, *operands)[0], kernel.label
         place = None if out is None else view(out)
-        y, kernel = call(view(x), _view(library, where), place, _views(library, parameters))
-        return adopt(y) if out is None else out, kernel
+        y, label = call(view(x), _view(library, where), place, _views(library, parameters))
+        return adopt(y) if out is None else out, label
 
     return on_views
 
 
-def forward_at(library: Library, call: Call) -> Call:
+def forward_at(plan: Plan, call: Call) -> Call:
     """As `forward`, for a kernel that reads contiguous scores by their address."""
-    on_views = forward(library, call)
+    library = plan.library
+    on_views = forward(plan, call)
     address, adopt = library.host_address, library.host_adopt
 
     def at_address(
@@ -63,8 +72,9 @@ def forward_at(library: Library, call: Call) -> Call:
     return at_address
 
 
-def backward(library: Library, pullback: Pullback) -> Pullback:
+def backward(plan: Plan, pullback: Pullback) -> Pullback:
     """A pullback on NumPy's arrays as one on a library's."""
+    library = plan.library
 
     def on_views(
         x: Array,
@@ -73,22 +83,33 @@ def backward(library: Library, pullback: Pullback) -> Pullback:
         y: Array | None,
         dy: Array,
     ) -> tuple[dict[str, Array], str]:
-        gradients, kernel = pullback(
+        if not library.at_hand((x, where, *parameters.values(), dy)):
+            kernel, operands = _staged.kernel(plan, x, where, parameters)
+            wanted = tuple(name for name in kernel.names if name != "where")
+            back = kernel.pullback(wanted)
+            if y is None:
+                (y,) = library.staged(kernel, *operands)
+            results = library.staged(back, *operands, y, dy)
+            return dict(zip(wanted, results, strict=True)), back.label
+        gradients, label = pullback(
             library.host_view(x),
             _view(library, where),
             _views(library, parameters),
             _view(library, y),
             library.host_view(dy),
         )
-        return {name: library.host_adopt(of) for name, of in gradients.items()}, kernel
+        return {name: library.host_adopt(of) for name, of in gradients.items()}, label
 
     return on_views
 
 
-def topk(library: Library, call: TopKCall) -> TopKCall:
+def topk(plan: Plan, call: TopKCall) -> TopKCall:
     """A search in NumPy's arrays as one in a library's."""
+    library = plan.library
 
     def on_views(x: Array) -> tuple[Array, Array, str] | Refusal:
+        if not library.at_hand((x,)):
+            return Refusal("searches arrays that are not being traced")
         try:
             found = call(library.host_view(x))
         except NotOnHost:

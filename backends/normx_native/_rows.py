@@ -39,7 +39,7 @@ def programs() -> Mapping[str, Program]:
 
 def forward(plan: Plan, home: Library) -> Call | Refusal:
     """How a row program runs a plan for the arrays of `home`, or why none does."""
-    found = _found(plan)
+    found = program_of(plan)
     if isinstance(found, Refusal):
         return found
     if 0 in plan.shape:
@@ -70,7 +70,7 @@ def forward(plan: Plan, home: Library) -> Call | Refusal:
 
 def backward(plan: Plan, home: Library) -> Pullback | Refusal:
     """How a row program computes the gradients of a plan for `home`, or why none does."""
-    found = _found(plan)
+    found = program_of(plan)
     if isinstance(found, Refusal):
         return found
     if 0 in plan.shape:
@@ -111,7 +111,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
         )
         gradients["x"] = dx
         if "dsink" in operands:
-            gradients["sink"] = _as_sinks(plan, dsink, parameters["sink"])
+            gradients["sink"] = sinks_along(np, plan, dsink, np.asarray(parameters["sink"]))
         if rows.left.any():
             for name, part in rows.by(gradients_of, dy).items():
                 if name in gradients:
@@ -134,7 +134,8 @@ def _nothing(plan: Plan) -> Call:
     return call
 
 
-def _found(plan: Plan) -> Program | Refusal:
+def program_of(plan: Plan) -> Program | Refusal:
+    """The program that has a plan's function and its parameters, or why none does."""
     program = programs().get(plan.record.name)
     if program is None or plan.dtype.startswith("complex"):
         return Refusal(f"has no kernel for {plan.record.name} of {plan.dtype}")
@@ -146,20 +147,22 @@ def _found(plan: Plan) -> Program | Refusal:
     return program
 
 
+def options(plan: Plan, program: Program, *, backward: bool) -> dict[str, Any]:
+    """What a call of a program depends on, besides its shape."""
+    values = (plan.constants[name] for name in program.constants)
+    return {
+        "backward": backward,
+        "gives_up_empty": plan.empty != "zero" and not backward,
+        "softcap": 0.0 if plan.softcap is None else _softcap(plan),
+        "constants": [float(v) for value in values for v in _entries(value)],
+    }
+
+
 def _call(plan: Plan, program: Program, *, backward: bool = False) -> Any:
     from normx_native import _core
 
-    values = (plan.constants[name] for name in program.constants)
-    constants = [float(v) for value in values for v in _entries(value)]
-    return _core.RowsCall(
-        program.name,
-        plan.shape,
-        plan.axis,
-        backward=backward,
-        gives_up_empty=plan.empty != "zero" and not backward,
-        softcap=0.0 if plan.softcap is None else _softcap(plan),
-        constants=constants,
-    )
+    chosen = options(plan, program, backward=backward)
+    return _core.RowsCall(program.name, plan.shape, plan.axis, **chosen)
 
 
 def _entries(value: Any) -> Iterable[Any]:
@@ -210,11 +213,8 @@ class _Rows:
         value = self.parameters.get("sink")
         if value is None or 0 in np.shape(value):
             return None
-        sinks, axis = self._doubles(value), self.plan.axis
-        sinks = sinks.reshape((1,) * (len(self.plan.shape) - sinks.ndim) + sinks.shape)
-        moved = np.moveaxis(sinks, axis, _last(axis))
-        moved = moved.reshape(*moved.shape[: -len(axis)], -1)
-        return np.broadcast_to(np.expand_dims(moved, axis), (*self.plan.shape, moved.shape[-1]))
+        moved = sinks_aside(np, self._doubles(value), self.plan)
+        return np.broadcast_to(moved, (*self.plan.shape, moved.shape[-1]))
 
     def by(self, formula: Callable[..., Any], *cotangent: Array) -> Any:
         """What a formula makes of the rows that were left."""
@@ -261,14 +261,23 @@ class _Rows:
         return rows[self.left.reshape(self._outer)]
 
 
-def _last(axis: tuple[int, ...]) -> range:
-    return range(-len(axis), 0)
+def _last(axis: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(range(-len(axis), 0))
 
 
-def _as_sinks(plan: Plan, gradient: Array, value: Any) -> Array:
+def sinks_aside(xp: Any, sinks: Array, plan: Plan) -> Array:
+    """Sinks on an axis of their own, after those of the scores."""
+    axis = plan.axis
+    sinks = sinks.reshape((1,) * (len(plan.shape) - sinks.ndim) + tuple(sinks.shape))
+    moved = xp.moveaxis(sinks, axis, _last(axis))
+    moved = moved.reshape(*moved.shape[: -len(axis)], -1)
+    return xp.expand_dims(moved, axis)
+
+
+def sinks_along(xp: Any, plan: Plan, gradient: Array, value: Any) -> Array:
     """Gradients side by side per row, in the shape that the sinks have along the axes."""
-    ndim, shape = len(plan.shape), np.shape(value)
+    ndim, shape = len(plan.shape), tuple(value.shape)
     shape = (1,) * (ndim - len(shape)) + shape
     along = tuple(shape[i] for i in plan.axis)
     flat = gradient.reshape(*(plan.shape[i] for i in range(ndim) if i not in plan.axis), *along)
-    return np.moveaxis(flat, _last(plan.axis), plan.axis)
+    return xp.moveaxis(flat, _last(plan.axis), plan.axis)

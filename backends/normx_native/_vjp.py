@@ -14,22 +14,28 @@ from normx_native._results import allocator
 Array = Any
 
 
+def takes(plan: Plan) -> bool:
+    """Whether results, scores and cotangents that lie side by side are enough."""
+    from normx_native import _core
+
+    ndim = len(plan.shape)
+    return (
+        plan.record.name in _core.vjps
+        # In half precision the result has lost what the gradient is made of.
+        and plan.dtype in ("float32", "float64")
+        and not plan.parameters
+        and plan.softcap is None
+        and plan.empty == "zero"
+        and plan.axis == tuple(range(ndim - len(plan.axis), ndim))
+    )
+
+
 def backward(plan: Plan, home: Library) -> Pullback | Refusal:
     """How the gradients of a plan are computed: from the result where that is enough."""
     from normx_native import _core
 
     from_scores = _rows.backward(plan, home)
-    name, ndim = plan.record.name, len(plan.shape)
-    if (
-        name not in _core.vjps
-        # In half precision the result has lost what the gradient is made of.
-        or plan.dtype not in ("float32", "float64")
-        or plan.parameters
-        or plan.softcap is not None
-        or plan.empty != "zero"
-        or plan.axis != tuple(range(ndim - len(plan.axis), ndim))
-        or isinstance(from_scores, Refusal)
-    ):
+    if not takes(plan) or isinstance(from_scores, Refusal):
         return from_scores
     run = _core.vjp
     dtype = plan.library.dtype(plan.dtype)
@@ -47,7 +53,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
         if y is None or dy.dtype != dtype or not all(a.flags.c_contiguous for a in given):
             return from_scores(x, where, parameters, y, dy)
         dx = empty(plan.shape, dtype)
-        kernel = run(name, *(a.reshape(rows) for a in (*given, dx)))
+        kernel = run(plan.record.name, *(a.reshape(rows) for a in (*given, dx)))
         return {"x": dx}, kernel
 
     return pullback

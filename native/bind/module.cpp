@@ -21,6 +21,7 @@
 #include <tuple>
 #include <vector>
 
+#include "bind/xla_handler.hpp"
 #include "dispatch/call.hpp"
 #include "dispatch/rows_call.hpp"
 #include "dispatch/target.hpp"
@@ -65,13 +66,6 @@ const Dtype& dtype_of(PyArrayObject* a, const char* name) {
   const Dtype* const dtype = find_dtype([&](const Dtype& d) { return d.type_num == type_num || (d.type_num < 0 && type_number(d) == type_num); });
   if (!dtype) throw nb::type_error((std::string(name) + ": an array of float16, bfloat16, float32 or float64 was wanted").c_str());
   return *dtype;
-}
-
-Empty parse_empty(std::string_view name) {
-  if (name == "zero") return Empty::zero;
-  if (name == "nan") return Empty::nan;
-  if (name == "uniform") return Empty::uniform;
-  throw nb::value_error(("empty: 'zero', 'nan' or 'uniform' was wanted, not '" + std::string(name) + "'").c_str());
 }
 
 // Without the GIL for a while, if `wanted`. Where the interpreter ends meanwhile, taking the GIL ends the thread (Python 3.13 and
@@ -378,6 +372,10 @@ NB_MODULE(_core, m) {
   m.attr("vjps") = nb::cast(std::vector<std::string>(std::begin(vjp_functions), std::end(vjp_functions)));
   m.def("vjp", &vjp, "function"_a, "x"_a, "y"_a, "dy"_a, "dx"_a,
         "The gradient of the rows of x from the result y and the cotangent dy. Returns the name of the kernel that ran.");
+
+  m.def("xla_handler", [] { return nb::capsule(reinterpret_cast<void*>(&xla_handler)); },
+        "The kernels as XLA's typed foreign function interface calls them.");
+  m.def("xla_calls", &xla_calls, "How many times XLA called them.");
 
   m.attr("most_k") = most_k;
   m.def("softmax_topk", &topk, "x"_a, "values"_a, "indices"_a,

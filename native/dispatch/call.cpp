@@ -74,6 +74,13 @@ void share_rows(const Task& t, const Kernel& kernel, std::int64_t chunks) {
 
 }  // namespace
 
+Empty parse_empty(std::string_view name) {
+  if (name == "zero") return Empty::zero;
+  if (name == "nan") return Empty::nan;
+  if (name == "uniform") return Empty::uniform;
+  throw std::invalid_argument("empty: 'zero', 'nan' or 'uniform' was wanted, not '" + std::string(name) + "'");
+}
+
 Call::Call(std::string_view op, std::string_view dtype, std::vector<std::int64_t> shape, std::vector<int> axes, Empty empty,
            std::string_view algorithm)
     : shape_(std::move(shape)), reduced_(shape_.size(), false), item_(item_size(dtype)), empty_(empty) {

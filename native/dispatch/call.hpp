@@ -22,6 +22,9 @@ struct Operands {
   const std::ptrdiff_t* where_strides;
 };
 
+// std::invalid_argument names those that are known.
+Empty parse_empty(std::string_view name);
+
 class Call {
  public:
   // Axes sorted, not negative. `algorithm` may be "auto". std::invalid_argument names what is unknown.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize("case,law", pairs, ids=[f"{case}-{law}" for case, law in pairs])
         else:
             metafunc.parametrize("case", cases, ids=str)
+
+
+#: After so many tests a library forgets what it compiled: JAX's programs of one test take up to
+#: tens of megabytes, and what the next ones share takes seconds to compile again.
+_TESTS_BETWEEN = 200
+_tests = count(1)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    called: Any = getattr(item, "callspec", None)
+    case = called and called.params.get("case")
+    if isinstance(case, Case) and next(_tests) % _TESTS_BETWEEN == 0:
+        case.library.forget_compiled()
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

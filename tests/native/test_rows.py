@@ -196,3 +196,16 @@ def test_wrong_arrays_are_refused():
         _core.RowsCall("softmost", (2, 3), (1,))
     with pytest.raises(ValueError, match=r"axis 2 is out of range"):
         _core.RowsCall("softmin", (2, 3), (2,))
+
+
+@pytest.mark.parametrize("f", [normx.softmax, normx.softmin, normx.log_softmax, normx.ssmax])
+def test_gradients_of_temperatures_know_of_sinks(f):
+    """The scores may not be taken relative to their maximum there: sinks do not shift along."""
+    rng = np.random.default_rng(0)
+    x, dy = rng.normal(size=(2, 2, 4)) + 3.0
+    options = {"temperature": np.array([[0.7], [1.3]]), "sink": np.array([0.3, -0.2])}
+    got, want = (
+        normx.vjp(f, x, backend=backend, **options)[1](dy) for backend in ("native", "reference")
+    )
+    for name in ("x", "temperature", "sink"):
+        np.testing.assert_allclose(got[name], want[name], rtol=1e-12)

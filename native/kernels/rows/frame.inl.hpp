@@ -398,7 +398,7 @@ class Frame {
     r.room[1] = room(2);
     r.y = gradient;
     if (!program.backward[t.exact](r)) return false;
-    const double t1 = r.temperature, origin = program.invariant ? r.max : 0;
+    const double t1 = r.temperature, origin = program.invariant && !r.sinks ? r.max : 0;  // sinks do not shift along
     if (at[operand::dtemperature]) {
       const Real moment = sum<false>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
         return vec_at(gradient, i, where) * (vec_at(scores, i, where) - all(origin));
