@@ -97,6 +97,9 @@ class NumPyLibrary(ArrayAPILibrary):
     def key(self, x: Array) -> Any:
         return x.shape, x.dtype
 
+    def is_followed(self, x: Array) -> bool:
+        return False
+
     def on_host(self, x: Array) -> bool:
         return True
 

@@ -251,6 +251,13 @@ class Library(ABC):
         """Whether values may be looked at: not while tracing, nor for lazy arrays."""
         return True
 
+    def is_followed(self, x: Array) -> bool:
+        """Whether the library may differentiate or trace what is computed with `x`.
+
+        A kernel that the library knows nothing of is kept away from it then.
+        """
+        return True
+
     def on_host(self, x: Array) -> bool:
         """Whether the data of `x` can be read in host memory: part of a plan's key.
 

@@ -228,6 +228,8 @@ def _count(k: Any, length: int) -> int:
 
 def _fused(plan: Plan, scores: Array, k: int, backend: str | None) -> TopK | None:
     """What a backend's kernel finds in one read of the scores, if it has one for them."""
+    if plan.library.is_followed(scores):
+        return None
     name, call = choose_topk(plan, k, {"backend": backend})
     found = call if isinstance(call, Refusal) else call(scores)
     if isinstance(found, Refusal):

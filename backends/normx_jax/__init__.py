@@ -61,6 +61,9 @@ class JaxLibrary(ArrayAPILibrary):
 
         return _primitives.on_host(x)
 
+    def is_followed(self, x: Array) -> bool:
+        return not self.is_concrete(x)
+
     def at_hand(self, arrays: Sequence[Array]) -> bool:
         from jax.core import Tracer
 

@@ -47,6 +47,9 @@ class TorchLibrary(ArrayAPILibrary):
     def is_concrete(self, x: Any) -> bool:
         return type(x) in _ops.PLAIN and not x.is_meta and not _ops.watched()
 
+    def is_followed(self, x: Any) -> bool:
+        return _is_followed(x) or not self.is_concrete(x)
+
     def on_host(self, x: Any) -> bool:
         return bool(x.device.type == "cpu")
 

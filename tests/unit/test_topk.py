@@ -325,6 +325,16 @@ def test_torch_transforms():
     torch.testing.assert_close(got[0], want.values)
 
 
+def test_torch_differentiates():
+    torch = pytest.importorskip("torch")
+    scores = np.random.default_rng(0).normal(size=(4, 40))
+    x = torch.tensor(scores, requires_grad=True)
+    values = softmax_topk(x, 3).values
+    values.backward(torch.ones_like(values))
+    _, pullback = softmax_topk_vjp(scores, 3)
+    np.testing.assert_allclose(x.grad.numpy(), pullback(np.ones((4, 3)))["x"], atol=1e-15)
+
+
 def test_dask_computes_nothing_by_itself():
     dask = pytest.importorskip("dask")
     array = importlib.import_module("dask.array")
