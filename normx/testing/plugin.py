@@ -20,6 +20,7 @@ from normx import _dispatch as dispatch
 from normx._libraries import numpy_library
 from normx._record import Record, registry
 from normx.plugins import Backend, Library, Refusal
+from normx.testing.outcomes import CELL, Outcomes
 
 Array = Any
 
@@ -100,6 +101,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         help="variant of a backend to test, or 'best'; repeatable (default: all that run here)",
     )
+    group.addoption(
+        "--outcomes", metavar="FILE", help="gather the outcomes of several runs, for one table"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # pytest-xdist's workers report to one that counts
+        config.pluginmanager.register(Outcomes(config.getoption("--outcomes")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        called: Any = getattr(item, "callspec", None)
+        case = called and called.params.get("case")
+        if isinstance(case, Case):
+            cell = f"{case.library.name} {case.backend} {case.mode}"
+            item.user_properties.append((CELL, cell))
 
 
 def _libraries(config: pytest.Config) -> list[Library]:
