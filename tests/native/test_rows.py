@@ -167,6 +167,8 @@ def test_gradients_agree_with_the_formula(name, dtype):
     if "temperature" in record.keywords:
         choices += [{"temperature": (0.5 + rng.random((5, 1, 1))).astype(dtype), "where": kept}]
         choices += [{"softcap": 2.5, "temperature": 0.7}]
+    if "differentiate_temperature" in record.keywords:
+        choices += [{"differentiate_temperature": True}]
     for spec in record.parameters:
         shape = {"row": (4, 1), "along": (4, 3)}.get(spec.shape)
         if shape is not None:
@@ -180,8 +182,8 @@ def test_gradients_agree_with_the_formula(name, dtype):
         assert got.keys() == want.keys()
         for key, gradient in got.items():
             assert gradient.dtype == want[key].dtype and gradient.shape == want[key].shape
-            size = np.max(np.abs(want[key]), initial=1e-3, where=np.isfinite(want[key]))
-            tolerance = (1e-5 if dtype == "float32" else 1e-9) * size
+            size = np.max(np.abs(want[key]), initial=1e-2, where=np.isfinite(want[key]))
+            tolerance = (3e-6 if dtype == "float32" else 1e-11) * size
             np.testing.assert_allclose(gradient, want[key], rtol=0, atol=tolerance, err_msg=key)
 
 

@@ -273,8 +273,9 @@ struct adaptive_softmax {
     const Vec<double> log_total = all(static_cast<double>(h.log_total)), entropy = all(static_cast<double>(h.entropy));
     const Vec<double> pull = all(static_cast<double>(moment * h.slope)), zero = all(0.0);
     each(r.n, [&](std::int64_t i, auto where) NX_INLINED {
-      const auto log_p = z.of(vec_at(r.x, i, where)).hi - log_total;
-      const auto p = exp_of<false>(VecWords<lines_of(log_p)>{log_p, log_p});
+      const auto of = z.of(vec_at(r.x, i, where));
+      const auto log_p = of.hi - log_total;
+      const auto p = exp_of<exact>(VecWords<lines_of(log_p)>{log_p, of.lo});
       put(r.y, i, vec_at(r.y, i, where) - select_lt(zero, p, pull * p * (log_p + entropy), zero), where);
     });
     return true;
