@@ -171,9 +171,9 @@ class Record:
     at_infinity : {"share", "indicator", "pointwise"}
         What becomes of a row with scores of +inf: the mass is shared among them; the
         limit of the formula as these grow together and the rest is 0; or just the formula.
-    random : bool
-        Whether the formula takes noise: a parameter ``uniform`` with numbers in (0, 1)
-        of the shape of `x`, drawn from the keyword `rng`.
+    noise : callable or None
+        ``noise(xp, uniform)``: what is added to the scores, after the softcap, of numbers in
+        (0, 1) that are drawn from the keyword `rng`: as many, a parameter ``uniform``.
     parameters : tuple of Parameter
         The numeric keywords besides the shared options.
     constants : tuple of Constant
@@ -201,7 +201,7 @@ class Record:
     massless: Callable[..., Any] | None
     fills: bool
     at_infinity: Literal["share", "indicator", "pointwise"]
-    random: bool
+    noise: Callable[..., Any] | None
     parameters: tuple[Parameter, ...]
     constants: tuple[Constant, ...]
     example: Mapping[str, Any]
@@ -215,6 +215,11 @@ class Record:
     def example_for(self, library: Library) -> dict[str, Any]:
         """Values for the keywords that have no default, for arrays of a library."""
         return {**self.example, **({"rng": library.rng(0)} if self.random else {})}
+
+    @property
+    def random(self) -> bool:
+        """Whether the formula takes noise."""
+        return self.noise is not None
 
     @property
     def keywords(self) -> Mapping[str, inspect.Parameter]:
@@ -287,7 +292,7 @@ _DEFAULTS: dict[str, Any] = {
     "massless": None,
     "fills": False,
     "at_infinity": "share",
-    "random": False,
+    "noise": None,
     "parameters": (),
     "constants": (),
     "example": {},
@@ -306,7 +311,7 @@ class Fields(TypedDict, total=False):
     massless: Callable[..., Any]
     fills: bool
     at_infinity: Literal["share", "indicator", "pointwise"]
-    random: bool
+    noise: Callable[..., Any]
     parameters: tuple[Parameter, ...]
     constants: tuple[Constant, ...]
     example: Mapping[str, Any]

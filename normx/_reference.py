@@ -91,12 +91,15 @@ def row_of(
             number = float(np.float32(value)) if narrow else value
             arrays[name] = library.asarray(number, dtype, x)
     temperature = arrays.pop("temperature", None)
+    uniform = arrays.pop("uniform", None)
     cap = plan.softcap
     if cap is not None and cap < _LARGEST[dtype]:  # beyond, it caps nothing
         cap = max(cap, _SMALLEST[dtype])
         if where is not None:  # what is left out must not reach a gradient either
             scores = xp.where(where, scores, 0.0)
         scores = cap * xp.tanh(scores / cap)
+    if plan.record.noise is not None:
+        scores = scores + plan.record.noise(xp, uniform)
     if where is not None:
         scores = xp.where(where, scores, -xp.inf)
     row = Row(library, xp, scores, where, plan.axis, temperature, dtype)

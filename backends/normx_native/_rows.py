@@ -55,7 +55,7 @@ def forward(plan: Plan, home: Library) -> Call | Refusal:
         rows = _Rows(plan, x, where, parameters)
         y = empty(plan.result_shape, dtype) if out is None else out
         kernel = run(
-            rows.x,
+            rows.scores,
             y if normalizes else rows.spread(y),
             rows.spread(rows.left),
             parameters=[rows.value(name) for name in found.parameters],
@@ -98,7 +98,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
             dsink = np.zeros((*rows.form, sink.shape[-1]))
             operands["dsink"] = np.broadcast_to(dsink, sink.shape)
         kernel = run(
-            rows.x,
+            rows.scores,
             dx,
             rows.spread(rows.left),
             g=dy if plan.record.kind == "normalizer" else rows.spread(dy),
@@ -139,7 +139,9 @@ def program_of(plan: Plan) -> Program | Refusal:
     program = programs().get(plan.record.name)
     if program is None or plan.dtype.startswith("complex"):
         return Refusal(f"has no kernel for {plan.record.name} of {plan.dtype}")
-    known = {*program.parameters, "temperature", "sink"}
+    if plan.record.random and plan.softcap is not None:
+        return Refusal(f"its {program.name} caps no scores before they have noise")
+    known = {*program.parameters, "temperature", "sink", "uniform"}
     extra = sorted(plan.parameters - known)
     extra += ["return_sign"] * bool(plan.constants.get("return_sign", False))
     if extra:
@@ -182,6 +184,10 @@ class _Rows:
         self, plan: Plan, x: Array, where: Array | None, parameters: Mapping[str, Any]
     ) -> None:
         self.plan, self.x, self.parameters = plan, x, parameters
+        self.scores = x
+        if plan.record.noise is not None:
+            noise = plan.record.noise(np, self._doubles(parameters["uniform"]))
+            self.scores = x.astype(np.float64) + noise
         self.where = None if where is None else np.broadcast_to(where, plan.shape)
         #: The shape of what has one value per row, along all axes.
         self.form = tuple(1 if i in plan.axis else size for i, size in enumerate(plan.shape))

@@ -104,6 +104,8 @@ class Kernel:
         plan = self.plan
         if 0 in plan.shape or any(0 in operand.shape for operand in operands):
             return None  # no scores, or no sinks
+        if plan.record.random:
+            return None  # the scores get their noise outside of the kernel
         name = plan.record.name
         if self.wanted is None and backend.has_kernel(plan):
             attributes = {"empty": plan.empty, "algorithm": backend.algorithm}

@@ -280,15 +280,8 @@ def nonnegative_softmax(
     """
 
 
-def _noisy(row: Row, uniform: Array) -> Row:
-    """The row with Gumbel noise on its scores."""
-    xp = row.xp
-    return replace(row, scores=row.scores - xp.log(-xp.log(uniform)))
-
-
-def _gumbel(row: Row, state: MaxSum, *, uniform: Array, hard: bool) -> Array:
-    xp, noisy = row.xp, _noisy(row, uniform)
-    soft = weights(noisy, state)
+def _gumbel(row: Row, state: MaxSum, *, hard: bool) -> Array:
+    xp, soft = row.xp, weights(row, state)
     if not hard:
         return soft
     # Of several maxima, of which there are hardly ever any, the first.
@@ -296,23 +289,19 @@ def _gumbel(row: Row, state: MaxSum, *, uniform: Array, hard: bool) -> Array:
     for extent in soft.shape:
         size *= extent
     place = xp.reshape(xp.arange(size), soft.shape)
-    place = xp.where(noisy.scores == noisy.maximum, place, size)
+    place = xp.where(row.scores == row.maximum, place, size)
     chosen = place == xp.min(place, axis=row.axis, keepdims=True)
     one = xp.where(chosen & (place < size), xp.ones_like(soft), 0.0 * soft)
     # One-hot forward; to the library's own differentiation, the soft weights.
     return one + (soft - row.library.stop_gradient(soft))
 
 
-def _gumbel_lift(row: Row, *, uniform: Array, hard: bool) -> MaxSum:
-    return MAX_SUM.lift(_noisy(row, uniform))
-
-
 @normalizer(
-    stages=(Stage(_gumbel_lift, MAX_SUM),),
+    stages=(Stage(lambda row, hard: MAX_SUM.lift(row), MAX_SUM),),
     apply=_gumbel,
     definition=lambda m, x, uniform: (e := m.exp(x - m.log(-m.log(uniform)))) / m.sum(e),
-    vjp=lambda row, cotangent, uniform, hard: softmax_vjp(_noisy(row, uniform), cotangent),
-    random=True,
+    vjp=lambda row, cotangent, hard: softmax_vjp(row, cotangent),
+    noise=lambda xp, uniform: -xp.log(-xp.log(uniform)),
     constants=(flag("hard"),),
     laws=(laws.sums_to_one, laws.within_unit_interval),
     papers=(_JANG, _MADDISON),

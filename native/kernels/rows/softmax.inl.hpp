@@ -302,3 +302,15 @@ struct nonnegative_softmax : softmax {
   static constexpr bool invariant = false;
   static double least(const RowView& r) { return r.p[0]; }
 };
+
+// The scores come with their noise.
+struct gumbel_softmax : softmax {
+  enum { hard };
+  template <bool exact> static bool forward(RowView& r) {
+    if (r.constants[hard] == 0) return softmax::forward<exact>(r);
+    std::int64_t first = 0;
+    while (r.x[first] != r.max) ++first;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = i == first;
+    return true;
+  }
+};
