@@ -467,6 +467,7 @@ def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
     """Call a function for the first time in a form, and keep its plan if that has a key."""
     record = record_of(name)
     library, x = _arrive(record, x)
+    keywords = {word: library.number(value) for word, value in keywords.items()}
     bound = _bind(record, library, x, keywords)
     if key is not None:
         plans = _plans[name]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -77,6 +77,16 @@ class ArrayAPILibrary(Library):
         )
 
 
+def folds(shape: Sequence[int], strides: Sequence[int], item: int) -> bool:
+    """Whether entries of an array may share memory; strides in units in which one takes `item`."""
+    reach = 0  # of the axes with smaller strides
+    for stride, size in sorted(zip(map(abs, strides), shape, strict=True)):
+        if size > 1 and stride < reach + item:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
 class NumPyLibrary(ArrayAPILibrary):
     """NumPy arrays, and the lists and numbers that become them."""
 
@@ -141,13 +151,8 @@ class NumPyLibrary(ArrayAPILibrary):
         flags = out.flags
         if not flags.writeable:
             return "a read-only array"
-        if flags.c_contiguous:
-            return None
-        reach = 0  # of the axes with smaller strides, in bytes
-        for stride, size in sorted(zip(map(abs, out.strides), out.shape, strict=True)):
-            if size > 1 and stride < reach + out.itemsize:
-                return "an array whose entries share memory"
-            reach += stride * (size - 1)
+        if not flags.c_contiguous and folds(out.shape, out.strides, out.itemsize):
+            return "an array whose entries share memory"
         return None
 
     def overlaps(self, out: Array, x: Array) -> bool:

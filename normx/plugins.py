@@ -327,6 +327,10 @@ class Library(ABC):
     def asarray(self, value: Any, dtype: str, like: Array) -> Array:
         """A number or nested list as an array beside `like`."""
 
+    def number(self, value: Any) -> Any:
+        """A keyword's value; a number instead of what stands for one to the library's compiler."""
+        return value
+
     def has_dtype(self, x: Array, dtype: str) -> bool:
         """Whether `x` can be computed with as it is."""
         return dtype_name(x.dtype) == dtype

@@ -111,6 +111,13 @@ class DaskLibrary(ArrayAPILibrary):
         parameters: Mapping[str, Any],
     ) -> Any:
         record, way = plan.record, self._way(plan, x)
+        whole = tuple(
+            tuple(filter(None, sizes)) if i in plan.axis and plan.shape[i] else sizes
+            for i, sizes in enumerate(x.chunks)
+        )
+        if whole != x.chunks:  # a selection may leave nothing of a chunk, and so no state
+            y = self._in_chunks(backend, formula, plan, x.rechunk(whole), where, parameters)
+            return y.rechunk(x.chunks) if record.kind == "normalizer" else y
         if way is _Way.OPERATIONS:
             return formula(plan, x, where, parameters)
         if way is _Way.STATES:

@@ -160,6 +160,9 @@ class Kernel:
     def _raw(self, operands: Sequence[Array]) -> tuple[Array, ...]:
         """Raw results, by the formula."""
         x, where, parameters, _, dy = self._arguments(operands)
+        if self.wanted is not None and 0 in self.plan.shape:
+            named, xp = self._named(operands), self.plan.library.namespace()
+            return tuple(xp.zeros_like(named[name]) for name in self.wanted)
         if self.wanted is None:
             y = compute(self.plan, x, where, parameters)
             form = _form(self.plan) if self.plan.record.kind == "reduction" else self.plan.shape

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from normx._libraries import ArrayAPILibrary, numpy_library
+from normx._libraries import ArrayAPILibrary, folds, numpy_library
 from normx._plan import Plan
 from normx.plugins import Call, dtype_name
 from normx_torch import _compiler, _ops
@@ -139,15 +139,29 @@ class TorchLibrary(ArrayAPILibrary):
             return "a tensor that requires grad"
         if out.is_neg():
             return "a tensor that holds its negative"
-        if torch._debug_has_internal_overlap(out) == 1:
+        if folds(out.shape, out.stride(), 1):
             return "a tensor whose entries share memory"
         return None
 
     def overlaps(self, out: Any, x: Any) -> bool:
-        same = (
-            out.data_ptr() == x.data_ptr() and out.stride() == x.stride() and out.shape == x.shape
-        )
-        return not same and out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+        if not (self.is_concrete(out) and self.is_concrete(x)) or not (out.numel() and x.numel()):
+            return False  # where there is no memory, results are copied into `out`
+        begin, end = zip(_reach(out), _reach(x), strict=True)
+        same = begin[0] == begin[1] and out.stride() == x.stride() and out.shape == x.shape
+        return not same and max(begin) < min(end)
+
+    def number(self, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(self.number, value))
+        if isinstance(value, torch.SymInt | torch.SymBool):
+            return int(value) if isinstance(value, torch.SymInt) else bool(value)
+        return float(value) if isinstance(value, torch.SymFloat) else value
+
+
+def _reach(x: Tensor) -> tuple[int, int]:
+    """Where the entries of a tensor begin and end in memory, in bytes."""
+    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
 
 
 library = TorchLibrary("torch", lambda: array_api_compat.torch)

@@ -247,6 +247,11 @@ def _operator(
 
         @staticmethod
         def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+            if any(map(torch._C._functorch.is_legacy_batchedtensor, cotangents)):
+                raise NotImplementedError(
+                    "normx: torch.autograd's own mapping (is_grads_batched, vectorize) has no rule "
+                    "for a function of normx; torch.func has: use jacrev, or vmap of vjp"
+                )
             dx, *others = slopes(ctx.form, *ctx.saved_tensors, cotangents=cotangents)
             return None, dx, None, *others
 

@@ -118,12 +118,15 @@ def _raised(row: Row, base: Double, support: Array, power: Double | int) -> Doub
     # The low words of base and power count where the power is large or the base is small.
     hi = xp.where(support, base.hi, 1.0)
     whole = xp.zeros_like(hi) + power.hi
-    rest = whole * (base.lo / hi) + power.lo * xp.log(hi)
+    log = xp.log(hi)
+    rest = whole * (base.lo / hi) + power.lo * log
     general = xp.where(support, hi**whole * xp.exp(rest), 0.0)
     first, second = whole == 1.0, whole == 2.0
+    # 1, and as a function of the power what the exact powers are short of.
+    drift = xp.exp((whole - row.library.stop_gradient(whole)) * log)
     return Double(
-        xp.where(first, base.hi, xp.where(second, square.hi, general)),
-        xp.where(first, base.lo, xp.where(second, square.lo, 0.0)),
+        xp.where(first, base.hi * drift, xp.where(second, square.hi * drift, general)),
+        xp.where(first, base.lo * drift, xp.where(second, square.lo * drift, 0.0)),
     )
 
 
@@ -244,10 +247,23 @@ def _entmax(row: Row, *, alpha: Array) -> Array:
     xp = row.xp
     power = _solved(row, _entmax_curve(row, alpha)).power
     y = power.hi + power.lo
-    # 1 but for the rounding of the powers; of first and second powers nothing is rounded.
+    # 1 but for the rounding of the powers.  First and second powers round nothing: what they are
+    # divided by is 1, with the total's derivative.
     total = row.sum(y)
-    exact = (alpha == 2.0) | (alpha == 1.5) | (total == 0.0)
-    return _or_nan(row, xp.where(alpha == 1.0, _softmax(row), y / xp.where(exact, 1.0, total)))
+    total = xp.where(total == 0.0, 1.0, total)
+    exact = (alpha == 2.0) | (alpha == 1.5)
+    unit = total / row.library.stop_gradient(total)
+    y = y / xp.where(exact, unit, total)
+    return _or_nan(row, xp.where(alpha == 1.0, _entmax_at_one(row, alpha), y))
+
+
+def _entmax_at_one(row: Row, alpha: Array) -> Array:
+    """The limit, and beside it something that is 0 and has the limit's slope in alpha."""
+    xp, p = row.xp, _softmax(row)
+    log = xp.log(xp.where(p > 0.0, p, 1.0))
+    direct = -0.5 * p * log * log
+    step = xp.where(alpha == 1.0, alpha - row.library.stop_gradient(alpha), 0.0)
+    return p + step * (direct - p * row.sum(direct))
 
 
 #: Beyond, its exponential is about to overflow.

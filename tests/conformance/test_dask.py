@@ -110,3 +110,16 @@ def test_split_every_is_dasks_own():
     with dask.config.set(split_every=2):
         narrow.extend(dask_tasks(64))
     assert narrow[0] > wide[0]
+
+
+@pytest.mark.parametrize("name", ["softmax", "zscore", "sparsemax"])
+def test_chunks_with_nothing_in_them(name):
+    da = pytest.importorskip("dask.array")
+    f = getattr(normx, name)
+    x = np.arange(6.0)
+    y = f(da.from_array(x, chunks=((0, 3, 3),)))
+    assert y.chunks == ((0, 3, 3),)
+    np.testing.assert_allclose(y.compute(), f(x), rtol=1e-14)
+    some = da.from_array(x, chunks=3)
+    some = some[some > 2].compute_chunk_sizes()
+    np.testing.assert_allclose(f(some).compute(), f(x[3:]), rtol=1e-14)

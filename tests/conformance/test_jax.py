@@ -306,3 +306,17 @@ def test_digits_are_learned_as_with_the_softmax_of_jax():
     found = {f.__name__: accuracy(f) for f in NORMALIZERS}
     assert own > 0.85
     assert all(value > own - 0.03 for value in found.values()), (own, found)
+
+
+def test_gradients_of_nothing():
+    import jax
+    import jax.numpy as jnp
+
+    x, t = jnp.zeros((3, 0)), jnp.ones((3, 1))
+
+    def f(x, t):
+        return normx.entmax15(x, temperature=t).sum() + normx.softmax(x).sum()
+
+    for of in (jax.grad(f, (0, 1)), jax.jit(jax.grad(f, (0, 1)))):
+        dx, dt = of(x, t)
+        assert dx.shape == x.shape and dt.shape == t.shape and not dt.any()

@@ -373,3 +373,57 @@ def test_modules_learn_as_well_as_with_torch_itself(name):
     assert {event.function for event in ran} == {name, f"vjp({name})"}
     want = accuracy(lambda scores: torch.softmax(scores, -1))
     assert got >= want - 0.02 and got > 0.9
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 1.7, 2.0])
+def test_the_slope_in_alpha_where_powers_are_exact(alpha):
+    x = torch.tensor([[0.3, -0.2, 0.9, 0.15]], dtype=torch.float64, requires_grad=True)
+    dy = torch.tensor([[1.0, 2.0, -1.0, 0.5]], dtype=torch.float64)
+    a = torch.tensor([[alpha]], dtype=torch.float64, requires_grad=True)
+    y = normx.entmax(x, alpha=a, backend="reference")
+    (slope,) = torch.autograd.grad((y * dy).sum(), a)
+    _, pullback = normx.vjp(normx.entmax, x.detach(), alpha=a.detach())
+    torch.testing.assert_close(slope, pullback(dy)["alpha"], rtol=1e-12, atol=0.0)
+    if alpha > 1.0:
+        assert torch.autograd.gradgradcheck(lambda x, a: normx.entmax(x, alpha=a), (x, a))
+
+
+def test_out_that_shares_memory_without_a_storage():
+    memory = np.arange(12.0).reshape(4, 3) ** 1.5
+    want = normx.softmax(memory[:3].copy(), backend="reference")
+    normx.softmax(torch.from_numpy(memory[:3]), out=torch.from_numpy(memory[1:]))
+    np.testing.assert_allclose(memory[1:], want, rtol=1e-14)
+    folded = torch.zeros(3, dtype=torch.float64).as_strided((2, 2), (1, 1))
+    with pytest.raises(ValueError, match="a tensor whose entries share memory"):
+        normx.softmax(torch.zeros(2, 2, dtype=torch.float64), out=folded)
+
+
+def test_numbers_that_change_in_a_compiled_function():
+    x = rows()
+    cases = [("temperature", (0.5, 2.0, 3.0)), ("axis", (0, -1, 1)), ("softcap", (1.0, 2.0))]
+    for keyword, values in cases:
+        torch.compiler.reset()
+
+        def f(x, value, keyword=keyword):
+            return normx.softmax(x, **{keyword: value})
+
+        compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+        for value in values:
+            torch.testing.assert_close(compiled(x, value), f(x, value))
+
+
+def test_out_in_a_compiled_function():
+    x = rows()
+    torch.compiler.reset()
+    compiled = torch.compile(lambda x, out: normx.softmax(x, out=out), backend="aot_eager")
+    out = torch.empty_like(x)
+    assert torch.equal(compiled(x, out), normx.softmax(x)) and torch.equal(out, normx.softmax(x))
+    own = x.clone()
+    compiled(own, own)
+    assert torch.equal(own, normx.softmax(x))
+
+
+def test_the_older_mapping_is_refused_by_name():
+    x = rows(requires_grad=True)
+    with pytest.raises(NotImplementedError, match=r"torch\.func has"):
+        torch.autograd.functional.jacobian(normx.softmax, x, vectorize=True)
