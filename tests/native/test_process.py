@@ -121,6 +121,22 @@ time.sleep(0.05)
 print("over")
 """
 
+#: A row program needs some 40 bytes for each entry of a row that exceeds a thread's scratch.
+SHORT_OF_MEMORY = """
+import resource
+import numpy as np, normx
+x = np.zeros((2, 1 << 24), np.float32)
+out = np.empty_like(x)
+normx.zscore(x[:, :64], backend="native")
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (256 << 20),) * 2)
+try:
+    normx.zscore(x, backend="native", out=out)
+except MemoryError:
+    print("refused")
+normx.zscore(x[:, :64], backend="native")
+"""
+
 LIMITED = """
 import os, threadpoolctl
 import numpy as np, normx
@@ -214,6 +230,13 @@ def test_threadpoolctl_sees_and_limits_the_threads():
     with threadpool_limits(1, user_api="blas"):
         assert normx.get_num_threads() == 3
     assert normx.get_num_threads() == 3
+
+
+@pytest.mark.skipif(not TASKS.exists(), reason="only Linux tells a process's memory")
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_row_that_memory_is_short_for_is_refused(threads):
+    done = run(SHORT_OF_MEMORY, NORMX_NUM_THREADS=threads)
+    assert done.stdout.strip() == "refused" and done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not TASKS.exists(), reason="only Linux lists a process's threads")
