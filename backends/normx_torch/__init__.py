@@ -139,12 +139,12 @@ class TorchLibrary(ArrayAPILibrary):
             return "a tensor that requires grad"
         if out.is_neg():
             return "a tensor that holds its negative"
-        if folds(out.shape, out.stride(), 1):
+        if not out.is_contiguous() and folds(out.shape, out.stride(), 1):
             return "a tensor whose entries share memory"
         return None
 
     def overlaps(self, out: Any, x: Any) -> bool:
-        if not (self.is_concrete(out) and self.is_concrete(x)) or not (out.numel() and x.numel()):
+        if out is x or not (self.is_concrete(out) and self.is_concrete(x)):
             return False  # where there is no memory, results are copied into `out`
         begin, end = zip(_reach(out), _reach(x), strict=True)
         same = begin[0] == begin[1] and out.stride() == x.stride() and out.shape == x.shape
@@ -160,8 +160,11 @@ class TorchLibrary(ArrayAPILibrary):
 
 def _reach(x: Tensor) -> tuple[int, int]:
     """Where the entries of a tensor begin and end in memory, in bytes."""
-    last = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+    begin, count = x.data_ptr(), x.numel()
+    if count and not x.is_contiguous():
+        steps = zip(x.shape, x.stride(), strict=True)
+        count = 1 + sum((size - 1) * stride for size, stride in steps)
+    return begin, begin + count * x.element_size()
 
 
 library = TorchLibrary("torch", lambda: array_api_compat.torch)
