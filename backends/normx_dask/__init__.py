@@ -110,7 +110,7 @@ class DaskLibrary(ArrayAPILibrary):
         where: Any | None,
         parameters: Mapping[str, Any],
     ) -> Any:
-        record, way = plan.record, self._way(plan, x)
+        record = plan.record
         whole = tuple(
             tuple(filter(None, sizes)) if i in plan.axis and plan.shape[i] else sizes
             for i, sizes in enumerate(x.chunks)
@@ -118,6 +118,7 @@ class DaskLibrary(ArrayAPILibrary):
         if whole != x.chunks:  # a selection may leave nothing of a chunk, and so no state
             y = self._in_chunks(backend, formula, plan, x.rechunk(whole), where, parameters)
             return y.rechunk(x.chunks) if record.kind == "normalizer" else y
+        way = self._way(plan, x)
         if way is _Way.OPERATIONS:
             return formula(plan, x, where, parameters)
         if way is _Way.STATES:

@@ -18,6 +18,13 @@ from normx_torch import _compiler, _ops
 
 Array = Any
 
+#: What stands for a number in a compiled function, and what makes it one.
+_SYMBOLS: dict[type, Callable[[Any], Any]] = {
+    torch.SymInt: int,
+    torch.SymFloat: float,
+    torch.SymBool: bool,
+}
+
 
 def _is_followed(x: Any) -> bool:
     """Whether it is a tensor with more to it than its memory."""
@@ -153,9 +160,8 @@ class TorchLibrary(ArrayAPILibrary):
     def number(self, value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(map(self.number, value))
-        if isinstance(value, torch.SymInt | torch.SymBool):
-            return int(value) if isinstance(value, torch.SymInt) else bool(value)
-        return float(value) if isinstance(value, torch.SymFloat) else value
+        plain = _SYMBOLS.get(type(value))
+        return value if plain is None else plain(value)
 
 
 def _reach(x: Tensor) -> tuple[int, int]:
