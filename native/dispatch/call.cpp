@@ -31,6 +31,33 @@ int item_size(std::string_view dtype) {
 int compute_size(int item) { return item == 8 ? 8 : 4; }
 std::int64_t chunk_length(int item) { return item == 8 ? chunk_size<double> : chunk_size<float>; }
 
+// Along columns: the panel that a kernel takes at a time, in columns. `vector` is what lies in one of its vectors.
+//
+// columns packs a panel, computes it and unpacks it. To pack the next one and write the last one between the terms of the sum,
+// as reload does with rows, was expected to take 5 ms instead of 7.9 for 4096 rows of 4096 floats along axis 0. It took 7.1, and
+// panels that lie in cache 5.5 ns a vector instead of 5.0 (a row's vector takes 2.8).
+std::int64_t packed_panel(std::int64_t n, int item, std::int64_t vector) {
+  const std::int64_t height = std::clamp<std::int64_t>(n, 1, chunk_length(item)) * 64;
+  const std::int64_t widest = compute_size(item) == 8 ? max_panel<double> : max_panel<float>;
+  return std::clamp(panel_bytes / height * vector, vector, widest);
+}
+// sweep reads a panel twice, from memory and then, if it is not too high, from L3. It was expected to take the two readings and
+// the writing that memory allows, 5 ms for the matrix above. Along axis 0, in ms on one core (columns, sweep, and rows of the
+// same matrix along axis 1):
+//
+//   4096 x 4096   50257 x 256   1024 x 1024   512 x 16384   128 x 4096   96 x 5461   64 x 8192
+//   8.2 4.4 3.1  19.8 6.4 3.2  0.41 0.25 0.17  3.7 2.1 1.6   0.17 0.15    0.18 0.18   0.19 0.21
+//
+// and 4096 x 4096 by the panel's width: 5.2 (128), 5.0 (256), 4.4 (512), 4.7 (1024), 4.7 (2048).
+constexpr std::int64_t sweep_bytes = std::int64_t{1} << 23, narrowest_sweep = 512, widest_sweep = 2048;
+std::int64_t swept_panel(std::int64_t n, int item, std::int64_t vector) {
+  return std::clamp(sweep_bytes / (std::max<std::int64_t>(n, 1) * item) / vector * vector, narrowest_sweep, widest_sweep);
+}
+// One for every thread, as long as they are some lines of memory wide.
+int shared_panel(std::int64_t columns, int threads) { return static_cast<int>(std::max<std::int64_t>(64, (columns / threads + 63) / 64 * 64)); }
+// Rows of less than a block of the canonical sum leave most of sweep's ranks empty.
+bool worth_sweeping(std::int64_t n, std::int64_t vector) { return n >= 8 * vector; }
+
 bool continues(const Axis& a, const Axis& b) {
   return a.x == b.x * b.size && a.y == b.y * b.size && a.where == b.where * b.size;
 }
@@ -88,6 +115,7 @@ Call::Call(std::string_view op, std::string_view dtype, std::vector<std::int64_t
   packed_ = find("packed");
   if (packed_ < 0) throw std::invalid_argument("no kernel for op '" + std::string(op) + "' and dtype '" + std::string(dtype) + "'");
   columns_ = find("columns");
+  sweep_ = find("sweep");
   online_ = find("online");
   if (algorithm != "auto") {
     forced_ = find(algorithm);
@@ -109,7 +137,7 @@ Call::Call(std::string_view op, std::string_view dtype, std::vector<std::int64_t
     if (!(reduces_ && reduced_[a])) out_shape_.push_back(shape_[a]);
   }
   const int reload = find("reload");
-  direct_ = reload < 0 ? online_ : n_ * item_ <= reload_bytes ? reload : find("twopass");
+  direct_ = reload < 0 ? online_ : n_ * compute_size(item_) <= reload_bytes ? reload : find("twopass");
 
   const auto strides = [&](const std::vector<std::int64_t>& sizes) {
     std::vector<std::ptrdiff_t> result(sizes.size());
@@ -151,25 +179,27 @@ bool Call::lay_out(const Operands& o, Layout& layout) const {
   Axis* const side = std::find_if(outer, outer + outer_count, [&](const Axis& a) { return a.x == item_ && a.size > 1; });
   const bool has_side = side != outer + outer_count;
   const Axis& inner = reduced[reduced_count - 1];
-  const bool in_place = online_ >= 0 && !o.where && reduced_count == 1 && inner.x == item_ && (reduces_ || inner.y == item_);
+  const std::int64_t vector = 64 / compute_size(item_);
+  const bool plain = !o.where && reduced_count == 1;
+  const bool in_place = plain && inner.x == item_ && (reduces_ || inner.y == item_);
+  const bool swept = plain && has_side && side->y == item_ && sweep_ >= 0;
 
-  layout.kernel = in_place ? direct_ : has_side && inner.x != item_ ? columns_ : packed_;
-  layout.sharing_kernel = in_place ? online_ : layout.kernel;
+  if (in_place) {
+    layout.kernel = direct_ >= 0 ? direct_ : packed_;
+    layout.sharing_kernel = online_ >= 0 ? online_ : packed_;
+  } else {
+    layout.kernel = layout.sharing_kernel = !has_side || inner.x == item_ ? packed_ : swept && worth_sweeping(n_, vector) ? sweep_ : columns_;
+  }
   if (forced_ >= 0) {
-    if (!(forced_ == packed_ || (forced_ == columns_ ? has_side : in_place))) return false;
+    if (!(forced_ == packed_ || (forced_ == columns_ ? has_side : forced_ == sweep_ ? swept : in_place))) return false;
     layout.kernel = layout.sharing_kernel = forced_;
   }
 
   Task& t = layout.task;
   t = {o.x, o.y, o.where, n_, 1, 0, 0, outer_count, reduced_count, empty_, targets()[0].table[packed_].negated, false, layout.axes};
-  if (layout.kernel == columns_) {
-    // A panel is packed, computed and unpacked in turn. To pack the next one and write the last one between the terms of the
-    // sum, as reload does with rows, was expected to take 5 ms instead of 7.9 for 4096 rows of 4096 floats along axis 0. It took
-    // 7.1, and panels that lie in cache 5.5 ns a vector instead of 5.0 (a row's vector takes 2.8).
+  if (layout.kernel == columns_ || layout.kernel == sweep_) {
     std::rotate(side, side + 1, outer + outer_count);
-    const std::int64_t vector = 64 / compute_size(item_), height = std::clamp<std::int64_t>(n_, 1, chunk_length(item_)) * 64;
-    const std::int64_t widest = compute_size(item_) == 8 ? max_panel<double> : max_panel<float>;
-    t.panel = static_cast<int>(std::clamp(panel_bytes / height * vector, vector, widest));
+    t.panel = static_cast<int>(layout.kernel == sweep_ ? swept_panel(n_, item_, vector) : packed_panel(n_, item_, vector));
     --outer_count;
     std::copy_n(outer + outer_count, 1, layout.axes + outer_count);
   }
@@ -205,6 +235,7 @@ Call::Ran Call::execute(const Layout& layout, const char* x, char* y) const {
   t.streams = x != y && 2 * elements_ * item_ >= stream_bytes && n_ * item_ >= stream_row_bytes && aligned(t, item_);
   if (t.panel) {
     const Axis& columns = t.axes[t.outer - 1];
+    if (layout.kernel == sweep_ && elements_ >= parallel_from) t.panel = std::min(t.panel, shared_panel(columns.size, num_threads()));
     const auto past = static_cast<int>(reinterpret_cast<std::uintptr_t>(y) % 64);
     t.head = t.streams && columns.y == item_ ? static_cast<int>(std::min<std::int64_t>((64 - past) % 64 / item_, columns.size)) : 0;
     t.units *= panel_count(columns.size, t.head, t.panel);

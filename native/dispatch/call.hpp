@@ -64,7 +64,7 @@ class Call {
   bool reduces_;
   Empty empty_;
   // Places in kernel_names(); -1 where there is none. `forced` is the algorithm that was asked for.
-  int forced_ = -1, direct_, online_, columns_, packed_;
+  int forced_ = -1, direct_, online_, columns_, sweep_, packed_;
   Layout contiguous_;
   bool contiguous_fits_;
 };

@@ -154,11 +154,18 @@ template <class Op, class S> struct columns : Chunked<Op, Packed<S, Strip>> {};
 
 template <class Op, class S> struct reload {
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
-    if (t.n * static_cast<std::int64_t>(sizeof(S)) > panel_bytes) {  // no room for a row of exponentials
-      each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::reload(g, x, y, y, t.empty, &kept); });
-    } else {
-      t.streams ? Op::template reload_rows<true>(t, first, last, scratch) : Op::template reload_rows<false>(t, first, last, scratch);
+    if (t.n * static_cast<std::int64_t>(sizeof(Compute<S>)) > panel_bytes) {  // no room for a row of exponentials
+      if constexpr (sizeof(S) == 2) {
+        packed<Op, S>::run(t, first, last, scratch);
+      } else {
+        each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::reload(g, x, y, y, t.empty, &kept); });
+      }
+      return;
     }
+    if constexpr (sizeof(S) > 2) {
+      if (t.streams) return Op::template reload_rows<S, true>(t, first, last, scratch);
+    }
+    Op::template reload_rows<S, false>(t, first, last, scratch);
   }
 };
 template <class Op, class S> struct recompute {

@@ -37,6 +37,7 @@ template <class T, class V, class F> NX_INLINE Parts<V> exp_parts(V x, F constan
 
 // Far below anything that matters, and still harmless in exp_parts: −inf ends up here. NaN passes.
 template <class T, int L> NX_INLINE Vec<T, L> bounded(Vec<T, L> x) { return clamp_low(x, all(T(-16384))); }
+template <class T> constexpr T lowest_exponent = -23637;  // of what is bounded
 template <class T, int L> NX_INLINE Parts<Vec<T, L>> exp_parts(Vec<T, L> x) {
   return exp_parts<T>(x, [](T s) { return all(s); });
 }

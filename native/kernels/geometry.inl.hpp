@@ -114,17 +114,17 @@ NX_INLINE void apart(Lanes<double> lanes, Total<double>* total) {
 // 2^26 floats in rows of 4096 took 22.7 ms without, 19.2 at 1 KiB, 16.4 at 2, 13.3 at 4, 11.9 at 8 and at 16.
 constexpr std::int64_t fetch_ahead = 8192;
 
-// n elements at y: those before the first whole cache line, the whole lines, those after. If y is not aligned to its elements,
-// "lines" begin with it.
+// n elements at y: those before the first whole line, the whole lines, those after. A line is what a vector's elements take
+// there, 64 bytes or 32, aligned to itself. If y is not aligned to its elements, "lines" begin with it.
 struct Lines {
   int head, tail;
   std::int64_t whole;
-  NX_INLINE Lines(const char* y, int size, std::int64_t n) {
-    const int past = static_cast<int>(reinterpret_cast<std::uintptr_t>(y) % 64);
-    const int wanted = past % size ? 0 : (64 - past) % 64 / size;
+  NX_INLINE Lines(const char* y, int size, std::int64_t n, int line = 64) {
+    const int past = static_cast<int>(reinterpret_cast<std::uintptr_t>(y) % static_cast<std::uintptr_t>(line));
+    const int wanted = past % size ? 0 : (line - past) % line / size;
     head = wanted < n ? wanted : static_cast<int>(n);
-    whole = (n - head) * size / 64;
-    tail = static_cast<int>(n - head - whole * 64 / size);
+    whole = (n - head) * size / line;
+    tail = static_cast<int>(n - head - whole * line / size);
   }
 };
 
@@ -170,18 +170,19 @@ template <class T> struct Row {
     });
   }
 
-  // The row's maximum in every lane. −inf if the row is empty, or all NaN.
-  NX_NOINLINE Vec<T> max(const char* x) const {
+  // The maximum of a row of any storage type in every lane. −inf if the row is empty, or all NaN.
+  template <class S = T> NX_NOINLINE Vec<T> max(const char* x) const {
+    constexpr int line = line_bytes<S>;
     Vec<T> most[8];
     for (Vec<T>& m : most) m = all(-infinity<T>);
     const std::int64_t full = n / V;
     std::int64_t i = 0;
     for (; i + 8 <= full; i += 8) {
 #pragma GCC unroll 8
-      for (int k = 0; k < 8; ++k) most[k] = max_skip_nan(most[k], load<T>(x + 64 * (i + k)));
+      for (int k = 0; k < 8; ++k) most[k] = max_skip_nan(most[k], load_as<S>(x + line * (i + k)));
     }
-    for (; i < full; ++i) most[0] = max_skip_nan(most[0], load<T>(x + 64 * i));
-    if (n % V) most[1] = max_skip_nan(most[1], load(x + 64 * i, Part{static_cast<int>(n % V)}, -infinity<T>));
+    for (; i < full; ++i) most[0] = max_skip_nan(most[0], load_as<S>(x + line * i));
+    if (n % V) most[1] = max_skip_nan(most[1], load_as<S>(x + line * i, Part{static_cast<int>(n % V)}, -infinity<T>));
     for (int step = 4; step; step /= 2) {
 #pragma GCC unroll 4
       for (int k = 0; k < step; ++k) most[k] = max_skip_nan(most[k], most[k + step]);

@@ -82,18 +82,34 @@ template <class T> struct softmax {
     g.map(e, y, [&](auto part) NX_INLINED { return inv.times(part); });
   }
 
+  // A row whose maximum is infinite.
+  template <class S> static NX_NOINLINE void infinite(Row<T> g, const char* x, char* scratch, char* y, Empty empty) {
+    const double kept = static_cast<double>(g.n);
+    if constexpr (sizeof(S) == sizeof(T)) {
+      recompute(g, x, y, empty, &kept);
+    } else {
+      pack<S>(scratch, 64, {x, sizeof(S), 0}, {}, all(T(1)), 1, g.n, nullptr);
+      recompute(g, scratch, scratch, empty, &kept);
+      unpack<S>(scratch, 64, {y, sizeof(S), 0}, {}, nullptr, 0, nothing, 1, g.n, false);
+    }
+  }
+
   // Rows as they lie, each passed over once: while the exponentials of a row are computed into scratch, the row before it is
   // written and the maximum of the row after it is found, so that memory works all the time. Expected: the compute time alone
   // once rows come from memory, 11 ms of 20 for 2^26 floats. Measured in dispatch/call.cpp, where `streams` is chosen: stores
-  // that go past the caches.
-  template <bool streams> static NX_NOINLINE void reload_rows(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
+  // that go past the caches. 16-bit rows change their type in registers, on the way in and out, which was expected to cost no more
+  // than 1.3 of the time of floats. Measured, float16 and bfloat16 in units of it: (64, 1024) 1.11 and 1.31, (64, 4096) 1.03 and
+  // 1.16, (1024, 4096) 1.21 and 1.43, (128, 32768) 1.35 and 1.55; packed into scratch first 1.6, 1.3, 1.4 and 2.6. What a row in
+  // cache has left is the rounding to bfloat16. Streaming halves of lines takes (1024, 4096) to 1.0 and 1.1, and costs more than
+  // that as soon as somebody reads the result, which is small enough to stay in L3: 1.02 + 0.20 ms instead of 0.72 + 0.09.
+  template <class S, bool streams> static NX_NOINLINE void reload_rows(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
+    constexpr int line_of_x = line_bytes<S>;
     const Row<T> g{t.n};
-    const double kept = static_cast<double>(t.n);
     Cursor outer(t.axes, t.outer, first);
-    Waiting<streams> before{};
+    Waiting<S, streams> before{};
     Edge edge;
     T m;
-    g.gather(g.max(t.x + outer.at.x), &m);
+    g.gather(g.template max<S>(t.x + outer.at.x), &m);
     for (std::int64_t unit = first; unit < last; ++unit) {
       const char* const x = t.x + outer.at.x;
       char* const y = t.y + outer.at.y;
@@ -106,22 +122,22 @@ template <class T> struct softmax {
         g.sum(
             [&](std::int64_t i, auto where) NX_INLINED {
               before.write(i, where);
-              const auto ahead = load(next + 64 * i, where, -infinity<T>);
+              const auto ahead = load_as<S>(next + line_of_x * i, where, -infinity<T>);
               for (int k = 0; k < lines_of(ahead); ++k) {
-                __builtin_prefetch(next + 64 * (i + k) + fetch_ahead);
+                __builtin_prefetch(next + line_of_x * (i + k) + fetch_ahead);
                 most = max_skip_nan(most, line(ahead, k));
               }
-              const auto e = exp_at(load(x + 64 * i, where, -infinity<T>), ref);
+              const auto e = exp_at(load_as<S>(x + line_of_x * i, where, -infinity<T>), ref);
               store(scratch + 64 * i, e);
               return e;
             },
             &total);
-        before = Waiting<streams>(y, scratch, t.n, inverse<Row<T>>(&total), edge);
+        before = Waiting<S, streams>(y, scratch, t.n, inverse<Row<T>>(&total), edge);
       } else {
         before.write_all();
         before = {};
-        most = g.max(next);
-        recompute(g, x, y, t.empty, &kept);
+        most = g.template max<S>(next);
+        infinite<S>(g, x, scratch, y, t.empty);
       }
       m = reduce_max(most);
     }
@@ -133,7 +149,7 @@ template <class T> struct softmax {
   // One running exponent for each lane, so no maximum is needed beforehand. This covers |x| < near_limit; a row that has left
   // that range, or holds a NaN, is done again with its maximum at hand.
   static NX_NOINLINE void twopass(Row<T> g, const char* x, char* y, Empty empty, const double* kept) {
-    Exponent total{{}, lowest_exponent};
+    Exponent total{{}, lowest_exponent<T>};
     for (std::int64_t first = 0; first < g.n; first += chunk_size<T>) {
       const Row<T> chunk{g.n - first < chunk_size<T> ? g.n - first : chunk_size<T>, g.ahead};
       const Exponent next = running_sum(chunk, x + first * static_cast<std::int64_t>(sizeof(T)));
@@ -181,7 +197,8 @@ template <class T> struct softmax {
   };
 
   // A row of e in scratch on its way out: its first and last elements go to the edges at once, whole lines of y when asked for.
-  template <bool streams> struct Waiting {
+  template <class S, bool streams> struct Waiting {
+    static_assert(!streams || sizeof(S) == sizeof(T));
     char* to = nullptr;
     const char* from = nullptr;
     std::int64_t lines = 0;
@@ -189,23 +206,35 @@ template <class T> struct softmax {
 
     NX_INLINE Waiting() = default;
     NX_INLINE Waiting(char* y, const char* e, std::int64_t n, Inverse inv, Edge& edge) : inv(inv) {
-      const Lines cut(y, sizeof(T), n);
-      to = y + cut.head * sizeof(T);
+      const Lines cut(y, sizeof(S), n, line_bytes<S>);
+      to = y + cut.head * sizeof(S);
       from = e + cut.head * sizeof(T);
       lines = cut.whole;
       if (cut.head) {
         const Vec<T> v = inv.times(load<T>(e));
-        streams ? edge.head(y, v, cut.head) : store(y, v, Part{cut.head});
+        if constexpr (streams) {
+          edge.head(y, v, cut.head);
+        } else {
+          store_as<S>(y, v, Part{cut.head});
+        }
       }
       if (cut.tail) {
         const Vec<T> v = inv.times(load<T>(from + 64 * lines));
-        streams ? edge.tail(to + 64 * lines, v, cut.tail) : store(to + 64 * lines, v, Part{cut.tail});
+        if constexpr (streams) {
+          edge.tail(to + 64 * lines, v, cut.tail);
+        } else {
+          store_as<S>(to + line_bytes<S> * lines, v, Part{cut.tail});
+        }
       }
     }
     template <int count> NX_INLINE void write(std::int64_t i, Full<count> where) const {
       if (i + count <= lines) {
         const auto y = inv.times(load(from + 64 * i, where, T(0)));
-        streams ? stream(to + 64 * i, y) : store(to + 64 * i, y);
+        if constexpr (streams) {
+          stream(to + 64 * i, y);
+        } else {
+          store_as<S>(to + line_bytes<S> * i, y);
+        }
       } else if (count > 1) {
         for (; i < lines; ++i) write(i, Full<1>{});
       }
@@ -220,11 +249,10 @@ template <class T> struct softmax {
     Total<T> sum;
     T n;
   };
-  static constexpr T lowest_exponent = -23637;  // of bounded()
 
   static Exponent running_sum(Row<T> chunk, const char* x) {
     constexpr int V = Vec<T>::lanes;
-    Vec<T> highest = all(lowest_exponent);
+    Vec<T> highest = all(lowest_exponent<T>);
     Lanes<T> lanes{};
     const auto add = [&](const Parts<Vec<T>>* e) {
       Vec<T> before = highest;
@@ -244,7 +272,7 @@ template <class T> struct softmax {
       add(e);
     }
     if (i * V < chunk.n) {
-      for (int k = 0; k < 8; ++k) e[k] = {all(T(0)), all(lowest_exponent)};
+      for (int k = 0; k < 8; ++k) e[k] = {all(T(0)), all(lowest_exponent<T>)};
       int k = 0;
       for (; i < chunk.n / V; ++i) e[k++] = exp_parts(bounded(load<T>(x + 64 * i)));
       if (chunk.n % V) e[k] = exp_parts(bounded(load(x + 64 * i, Part{static_cast<int>(chunk.n % V)}, -infinity<T>)));

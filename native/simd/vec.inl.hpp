@@ -151,31 +151,36 @@ template <int half, class F> NX_INLINE Vec<double> widen_half(Vec<F> x) {
 }
 NX_INLINE Wide widen(Vec<float> x) { return {widen_half<0>(x), widen_half<1>(x)}; }
 
-// Storage types to compute types and back.
-template <class S> NX_INLINE Vec<Compute<S>> load_as(const char* p) {
+// Storage types to compute types and back. A line of the compute type takes this many bytes of storage:
+template <class S> constexpr int line_bytes = Vec<Compute<S>>::lanes * static_cast<int>(sizeof(S));
+
+template <class S, int lines> NX_INLINE Vec<Compute<S>, lines> load_as(const char* p, Full<lines> where, Compute<S> = 0) {
   if constexpr (sizeof(S) == 2) {
-    return build<float>([&](int i) { return load_half<S>(p + 32 / Vec<float>::regs * i); });
+    return build<float, lines>([&](int i) { return load_half<S>(p + line_bytes<S> / Vec<float>::regs * i); });
   } else {
-    return load<S>(p);
+    return load<S>(p, where);
   }
 }
-template <class S> NX_INLINE void store_as(char* p, Vec<Compute<S>> v) {
+template <class S> NX_INLINE Vec<Compute<S>> load_as(const char* p) { return load_as<S>(p, Full<1>{}); }
+template <class S, int lines> NX_INLINE void store_as(char* p, Vec<Compute<S>, lines> v) {
   if constexpr (sizeof(S) == 2) {
-  NX_UNROLL_REGS
-    for (int i = 0; i < Vec<float>::regs; ++i) store_half<S>(p + 32 / Vec<float>::regs * i, v.r[i]);
+    NX_UNROLL_REGS
+    for (int i = 0; i < Vec<float, lines>::regs; ++i) store_half<S>(p + line_bytes<S> / Vec<float>::regs * i, v.r[i]);
   } else {
     store(p, v);
   }
 }
 
 // The first lanes of them.
-template <class S> NX_INLINE Vec<Compute<S>> load_as(const char* p, Part part) {
+template <class S> NX_INLINE Vec<Compute<S>> load_as(const char* p, Part part, Compute<S> fill = 0) {
   if constexpr (sizeof(S) == 2) {
-    char lanes[64] = {};
-    __builtin_memcpy(lanes, p, static_cast<std::size_t>(part.n) * sizeof(S));
-    return load_as<S>(lanes);
+    char halves[line_bytes<S>] = {};
+    __builtin_memcpy(halves, p, static_cast<std::size_t>(part.n) * sizeof(S));
+    char floats[64];
+    store(floats, load_as<S>(halves));
+    return load(floats, part, fill);
   } else {
-    return load(p, part, S(0));
+    return load(p, part, fill);
   }
 }
 template <class S> NX_INLINE void store_as(char* p, Vec<Compute<S>> v, Part part) {

@@ -102,18 +102,21 @@ template <> NX_INLINE reg<float> load_half<f16>(const void* p) { return {_mm512_
 template <> NX_INLINE void store_half<f16>(void* p, reg<float> x) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+// The high halves of sixteen floats, in order, and the way back: one permutation of words instead of a conversion and a shift.
 template <> NX_INLINE reg<float> load_half<bf16>(const void* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+  const __m512i apart = _mm512_set_epi16(15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+  const __m512i halves = _mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, apart, halves))};
 }
 // Integer arithmetic instead of the AVX512_BF16 instruction, which flushes subnormals.
 template <> NX_INLINE void store_half<bf16>(void* p, reg<float> x) {
+  const __m512i high = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
   const __m512i bits = _mm512_castps_si512(x.v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i nearest = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
-  const __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));  // adding to a NaN could make it infinite
-  const __m512i chosen = _mm512_mask_mov_epi32(nearest, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), quiet);
-  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+  const __m512i below = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __m512i nearest = _mm512_mask_add_epi32(below, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000)), below, _mm512_set1_epi32(1));
+  // Adding to a NaN could make it infinite.
+  const __m512i chosen = _mm512_mask_or_epi32(nearest, _mm512_cmp_ps_mask(x.v, x.v, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_castsi512_si256(_mm512_permutexvar_epi16(high, chosen)));
 }
 
 }  // namespace

@@ -98,6 +98,8 @@ std::vector<Real> reference(Op op, const std::vector<Real>& x) {
 // `rows` rows of n elements as a matrix that lies in memory in some way.
 enum class Lay { rows, columns, spread, reversed, odd };
 constexpr Lay lays[] = {Lay::rows, Lay::columns, Lay::spread, Lay::reversed, Lay::odd};
+// How scores and results lie that a kernel takes.
+Lay lay_of(const KernelName& k) { return k.algorithm == "columns" || k.algorithm == "sweep" ? Lay::columns : Lay::rows; }
 
 template <class S> struct Matrix {
   std::int64_t rows, n;
@@ -172,8 +174,8 @@ template <class S> void accuracy() {
         }
         for (const KernelName& k : kernel_names()) {
           if (k.op != op_names[static_cast<int>(op)] || k.dtype != Storage<S>::tag) continue;
-          if (k.algorithm == "columns" && rows == 1) continue;
-          Matrix<S> from(rows, n, k.algorithm == "columns" ? Lay::columns : Lay::rows), y(rows, out_length(op, n), Lay::rows);
+          if (lay_of(k) == Lay::columns && rows == 1) continue;
+          Matrix<S> from(rows, n, lay_of(k)), y(rows, out_length(op, n), lay_of(k));
           assign(from, x);
           run(op, from, y, k.algorithm);
           for (std::int64_t r = 0; r < rows; ++r) {
@@ -274,7 +276,7 @@ template <class S> void laws() {
           }
         }
         for (const KernelName& k : kernel_names()) {
-          if (k.op != op_names[static_cast<int>(op)] || k.dtype != Storage<S>::tag || k.algorithm == "columns") continue;
+          if (k.op != op_names[static_cast<int>(op)] || k.dtype != Storage<S>::tag || lay_of(k) == Lay::columns) continue;
           Matrix<S> y(rows, base.n, Lay::rows);
           run(op, x, y, k.algorithm);
           same(y, 0, k.algorithm.data());
@@ -383,15 +385,17 @@ int agreement() {
 struct Work {
   Call call;
   Matrix<f32> x;
+  bool side_by_side;  // the rows, of scores and of results
   std::vector<std::vector<char>> want;
 
   Work(const KernelName& k, std::int64_t rows, std::int64_t n)
-      : call(k.op, k.dtype, {rows, n}, {1}, Empty::zero, k.algorithm), x(rows, n, k.algorithm == "columns" ? Lay::columns : Lay::rows) {
+      : call(k.op, k.dtype, {rows, n}, {1}, Empty::zero, k.algorithm), x(rows, n, lay_of(k)), side_by_side(lay_of(k) == Lay::columns) {
     Matrix<f32> scores = random_matrix<f32>(rows, n, 20, 0);
     assign(x, scores);
   }
   Call::Ran run(std::vector<char>& y) {
-    const std::ptrdiff_t item = sizeof(f32), row = call.reduces() ? item : x.n * item, strides[] = {row, item};
+    const std::ptrdiff_t item = sizeof(f32), row = call.reduces() ? item : x.n * item;
+    const std::ptrdiff_t strides[] = {side_by_side ? item : row, side_by_side ? x.rows * item : item};
     y.assign(static_cast<std::size_t>(x.rows * row), '\x5a');
     return call.run({x.at(0, 0), x.strides, y.data(), strides, nullptr, nullptr});
   }
@@ -403,7 +407,7 @@ std::deque<Work> work_with_results() {
     if (k.dtype != "f32") continue;
     works.emplace_back(k, 3, 50);
     works.emplace_back(k, 40, 3000);
-    if (k.algorithm != "columns") works.emplace_back(k, 1, 90000);
+    if (lay_of(k) == Lay::rows) works.emplace_back(k, 1, 90000);
   }
   set_num_threads(1);
   for (Work& w : works) w.want.resize(targets().size());

@@ -15,13 +15,14 @@ from normx.testing.samples import random_rows
 
 TARGETS = dispatch.backend("native").targets()
 KERNELS = _core.kernels()
+ACROSS = ("columns", "sweep")  # algorithms for rows that lie across the contiguous axis
 SHORT = {"float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"}
 
 
 def where_it_runs(algorithm, x):
     """Scores, axis and mask that lead to a kernel; the rows are those of `x` in every case."""
     mask = np.ones(x.shape, bool)
-    if algorithm == "columns":
+    if algorithm in ACROSS:
         return np.ascontiguousarray(x.T), 0, None
     if algorithm == "packed":
         return x, 1, mask
@@ -32,7 +33,7 @@ def run(record, x, algorithm, dtype):
     scores, axis, mask = where_it_runs(algorithm, x)
     scores = dispatch.numpy_library.cast(scores, dtype)
     rows = scores.T if axis == 0 else scores
-    chosen = "auto" if algorithm in ("columns", "packed") else algorithm
+    chosen = "auto" if algorithm == "packed" else algorithm
     keywords = {} if mask is None else {"where": mask}
     with use_algorithm(chosen), normx.trace() as ran:
         y = record.function(scores, axis=axis, backend="native", **keywords)
@@ -85,7 +86,11 @@ def test_all_algorithms_and_layouts_give_the_same_bits(target, dtype):
                 for algorithm in ("reload", "recompute", "twopass", "online"):
                     with use_algorithm(algorithm):
                         results[algorithm] = normx.softmax(x, backend="native")
-                results["columns"] = normx.softmax(np.asfortranarray(x), backend="native")
+                for algorithm in ACROSS:
+                    with use_algorithm(algorithm):
+                        y = normx.softmax(np.ascontiguousarray(x.T), axis=0, backend="native")
+                        results[algorithm] = y.T
+                results["transposed"] = normx.softmax(np.asfortranarray(x), backend="native")
                 results["packed"] = normx.softmax(x, where=np.ones(n, bool), backend="native")
                 wide = np.zeros((3, 2 * n), dtype)
                 wide[:, ::2] = x
@@ -98,10 +103,17 @@ def test_all_algorithms_and_layouts_give_the_same_bits(target, dtype):
 
 
 @pytest.mark.parametrize(
-    "f", [normx.softmax, normx.log_softmax, normx.logsumexp], ids=lambda f: f.__name__
+    ("f", "algorithm"),
+    [
+        (normx.softmax, "sweep"),
+        (normx.softmax, "columns"),
+        (normx.log_softmax, "columns"),
+        (normx.logsumexp, "columns"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
 )
 @pytest.mark.parametrize("target", TARGETS)
-def test_columns_of_several_vectors_and_chunks(f, target):
+def test_columns_of_several_vectors_and_chunks(f, algorithm, target):
     """Neighbours of every magnitude share a panel, and none is changed by the others."""
     rng = np.random.default_rng(2)
     rows = [rng.normal(0.0, 10.0 ** (k / 4), 40_000) for k in range(-20, 60)]
@@ -109,9 +121,34 @@ def test_columns_of_several_vectors_and_chunks(f, target):
     x[3, 7], x[5, 9], x[8] = np.inf, np.nan, -np.inf
     with use_target(target), normx.trace() as ran:
         want = f(x, axis=1, backend="native")
-        got = f(np.ascontiguousarray(x.T), axis=0, backend="native")
-    assert ran[1].kernel.endswith("_columns")
+        with use_algorithm(algorithm):
+            got = f(np.ascontiguousarray(x.T), axis=0, backend="native")
+    assert ran[1].kernel.endswith(f"_{algorithm}")
     np.testing.assert_array_equal(got.T, want)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_panels_of_a_sweep(target, dtype, threads):
+    """Matrices side by side, panels that end within a vector, a column that needs its maximum."""
+    x = np.random.default_rng(3).normal(0.0, 4.0, (2, 300, 4500)).astype(dtype)
+    x[0, :, 4000] *= 1e6
+    memory = np.zeros(x.size + 1, dtype)
+    before = normx.get_num_threads()
+    normx.set_num_threads(threads)
+    try:
+        with use_target(target), normx.trace() as ran:
+            want = np.moveaxis(normx.softmax(np.moveaxis(x, 1, 2).copy(), backend="native"), 2, 1)
+            for start in (0, 1):  # results that begin with a line of memory, and within one
+                y = memory[start : start + x.size].reshape(x.shape)
+                normx.softmax(x, axis=1, out=y, backend="native")
+                np.testing.assert_array_equal(y, want)
+            normx.softmax(x, axis=1, out=x, backend="native")
+            np.testing.assert_array_equal(x, want)
+        assert {call.kernel for call in ran[1:]} == {f"softmax_{SHORT[dtype]}_sweep"}
+    finally:
+        normx.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
