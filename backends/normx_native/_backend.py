@@ -15,6 +15,7 @@ from normx._plan import Plan
 from normx._version import __version__
 from normx.plugins import Backend, Call, Library, Pullback, Refusal, TopKCall
 from normx_native import _host, _rows, _vjp
+from normx_native._plain import is_plain
 from normx_native._results import allocator
 
 _missing: str | None = None
@@ -77,7 +78,7 @@ class NativeBackend(Backend):
         known = any(
             op == plan.record.name and dtype == plan.dtype for op, dtype, _ in _core.kernels()
         )
-        return known and not (plan.parameters or plan.softcap is not None or _shaped(plan))
+        return known and is_plain(plan)
 
     def forward(self, plan: Plan, home: Library) -> Call | Refusal:
         """How it runs a plan for NumPy's arrays, with results for `home`, or why it does not."""
@@ -122,11 +123,6 @@ class NativeBackend(Backend):
             return values, indices, _core.softmax_topk(x, values, indices)
 
         return call
-
-
-def _shaped(plan: Plan) -> bool:
-    """Whether a keyword shapes the formula; keepdims shapes the result alone."""
-    return any(value for name, value in plan.constants.items() if name != "keepdims")
 
 
 def _register_with_threadpoolctl() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from normx._plan import Plan
 from normx.plugins import Library, Pullback, Refusal
 from normx_native import _rows
+from normx_native._plain import is_plain
 from normx_native._results import allocator
 
 Array = Any
@@ -23,11 +24,17 @@ def takes(plan: Plan) -> bool:
         plan.record.name in _core.vjps
         # In half precision the result has lost what the gradient is made of.
         and plan.dtype in ("float32", "float64")
-        and not plan.parameters
-        and plan.softcap is None
+        and is_plain(plan)
+        # What is left out shows in the weights of others, not in these scores.
+        and (plan.record.at_infinity != "pointwise" or plan.where is None)
         and plan.empty == "zero"
         and plan.axis == tuple(range(ndim - len(plan.axis), ndim))
     )
+
+
+def lies_in_order(x: Array) -> bool:
+    """Whether rows follow each other, with every element at a multiple of its size."""
+    return bool(x.flags.c_contiguous and x.flags.aligned)
 
 
 def backward(plan: Plan, home: Library) -> Pullback | Refusal:
@@ -50,7 +57,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
         dy: Array,
     ) -> tuple[dict[str, Array], str]:
         given = [x, dy] if y is None else [x, y, dy]
-        if y is None or dy.dtype != dtype or not all(a.flags.c_contiguous for a in given):
+        if y is None or dy.dtype != dtype or not all(lies_in_order(a) for a in given):
             return from_scores(x, where, parameters, y, dy)
         dx = empty(plan.shape, dtype)
         kernel = run(plan.record.name, *(a.reshape(rows) for a in (*given, dx)))

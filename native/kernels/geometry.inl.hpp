@@ -190,6 +190,14 @@ template <class T> struct Row {
     return all(reduce_max(most[0]));
   }
 
+  // f(i, Full or Part) for every vector.
+  template <class F> NX_INLINE void each(F&& f) const {
+    std::int64_t i = 0;
+    for (; i + group <= n / V; i += group) f(i, Full<group>{});
+    for (; i < n / V; ++i) f(i, Full<1>{});
+    if (n % V) f(i, Part{static_cast<int>(n % V)});
+  }
+
   // The canonical sum of term(i, Full or Part) over the vectors.
   template <class F> NX_INLINE void sum(F&& term, Total<T>* per_row) const {
     Total<T> total{};
@@ -240,6 +248,12 @@ template <class T> struct Strip {
   }
 
   Vec<T> max(const char*) const { return most; }
+
+  template <class F> NX_INLINE void each(F&& f) const {
+    std::int64_t i = 0;
+    for (; i + group <= n; i += group) f(i, Full<group>{});
+    for (; i < n; ++i) f(i, Full<1>{});
+  }
 
   template <class F> NX_INLINE void sum(F&& term, Total<T>* per_row) const {
     for (int r = 0; r < rows; ++r) per_row[r] = {};

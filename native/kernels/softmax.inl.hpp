@@ -90,7 +90,7 @@ template <class T> struct softmax {
     } else {
       pack<S>(scratch, 64, {x, sizeof(S), 0}, {}, all(T(1)), 1, g.n, nullptr);
       recompute(g, scratch, scratch, empty, &kept);
-      unpack<S>(scratch, 64, {y, sizeof(S), 0}, {}, nullptr, 0, nothing, 1, g.n, false);
+      unpack<S>(scratch, 64, {y, sizeof(S), 0}, {}, scratch, 0, nothing, 1, g.n, false);  // no mask, so nothing is forced
     }
   }
 

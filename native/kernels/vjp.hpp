@@ -5,8 +5,8 @@
 
 namespace normx {
 
-// The functions whose gradient their result tells, and the order of a target's table.
-constexpr const char* vjp_functions[] = {"softmax", "softmin", "log_softmax"};
+// The functions whose gradient their result tells, or the score alone, and the order of a target's table.
+constexpr const char* vjp_functions[] = {"softmax", "softmin", "log_softmax", "sigmoid"};
 constexpr int vjp_function_count = sizeof vjp_functions / sizeof *vjp_functions;
 
 // Rows of n elements, one after another, of float or double.

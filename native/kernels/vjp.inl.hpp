@@ -1,6 +1,6 @@
 // Gradients from the result: of y = softmax(x), dx = y·(dy − Σ y·dy); of y = log softmax(x), dx = dy − e(y)·Σ dy. Next to the
 // row programs, which start from x: two reads and one write, and for weights no exponential. What is left out of a row, and what
-// has no mass, is told by y as well, so no mask is read.
+// has no mass, is told by y as well, so no mask is read. And one that starts from x and needs no sum, of y = sigmoid(x).
 //
 // Expected: what reading y and dy and writing dx takes. Measured: see dispatch/vjp.cpp.
 
@@ -26,12 +26,30 @@ template <class T> struct logarithms_vjp {
   }
 };
 
+// dx = dy·e/(1 + e)², from the scores: what is left of 1 − y has few digits where y is nearly 1.
+template <class T> struct pointwise_vjp {
+  using Type = T;
+
+  static void row(Row<T> row, const char* x, const char* dy, char* dx) {
+    Total<T> n;
+    count_present<false>(row, x, &n);
+    const Words<T> bias = minus_log<Row<T>>(&n);
+    const Vec<T> one = all(T(1));
+    row.write(dx, [&](std::int64_t at, auto where) NX_INLINED {
+      row.prefetch(dy + at, where);
+      const auto e = folded_exp(load(x + at, where, T(0)), bias).e;
+      const auto y = one / (one + e);
+      return load(dy + at, where, T(0)) * (y * (e * y));
+    });
+  }
+};
+
 template <class F> struct vjp {
   using T = typename F::Type;
 
   static void run(const VjpTask& t, std::int64_t first, std::int64_t last) {
     const std::int64_t row = t.n * static_cast<std::int64_t>(sizeof(T));
-    for (std::int64_t i = first; i < last; ++i) one(t.x + i * row, t.y + i * row, t.dy + i * row, t.dx + i * row, Row<T>{t.n, 0, t.streams});
+    for (std::int64_t i = first; i < last; ++i) one(t.x + i * row, t.y + i * row, t.dy + i * row, t.dx + i * row, Row<T>{t.n, fetch_ahead, t.streams});
   }
 
  private:
@@ -48,6 +66,14 @@ template <class F> struct vjp {
   }
 
   static NX_NOINLINE void one(const char* x, const char* y, const char* dy, char* dx, Row<T> row) {
+    if constexpr (requires { F::row(row, x, dy, dx); }) {
+      F::row(row, x, dy, dx);
+    } else {
+      of_result(x, y, dy, dx, row);
+    }
+  }
+
+  static void of_result(const char* x, const char* y, const char* dy, char* dx, Row<T> row) {
     if (is_at_limit(x, y, row.n)) {
       __builtin_memset(dx, 0, static_cast<std::size_t>(row.n) * sizeof(T));
       return;

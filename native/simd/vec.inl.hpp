@@ -6,7 +6,7 @@
 //   load_n(p, n, fill), store_n(p, n)   the first n lanes only, n ≤ 0 and n ≥ lanes allowed; nothing else is touched
 //   stream(p)                           a store to an aligned place that goes past the caches, where there is such a thing;
 //                                       stream_fence() before another thread may read it
-//   + - *, fma(a, b, c) = a·b + c       rounded once where has_fma, twice elsewhere
+//   + - * /, fma(a, b, c) = a·b + c     rounded once where has_fma, twice elsewhere
 //   rint(x)                             to nearest, ties to even
 //   ldexp(p, k) = p·2^k                 for an integer k ≤ 63, however small, rounded once into the subnormals, then 0
 //   clamp_low(x, low)                   max, and NaN where x is NaN
@@ -96,6 +96,9 @@ template <class T, int A, int B> NX_INLINE auto operator-(Vec<T, A> a, Vec<T, B>
 }
 template <class T, int A, int B> NX_INLINE auto operator*(Vec<T, A> a, Vec<T, B> b) {
   return build<T, most_lines(A, B)>([&](int i) { return a.part(i) * b.part(i); });
+}
+template <class T, int A, int B> NX_INLINE auto operator/(Vec<T, A> a, Vec<T, B> b) {
+  return build<T, most_lines(A, B)>([&](int i) { return a.part(i) / b.part(i); });
 }
 template <class T, int A, int B, int C> NX_INLINE auto fma(Vec<T, A> a, Vec<T, B> b, Vec<T, C> c) {
   return build<T, most_lines(A, most_lines(B, C))>([&](int i) { return fma(a.part(i), b.part(i), c.part(i)); });

@@ -53,6 +53,7 @@ template <> struct reg<double> {
 NX_INLINE reg<float> operator+(reg<float> a, reg<float> b) { return {_mm512_add_ps(a.v, b.v)}; }
 NX_INLINE reg<float> operator-(reg<float> a, reg<float> b) { return {_mm512_sub_ps(a.v, b.v)}; }
 NX_INLINE reg<float> operator*(reg<float> a, reg<float> b) { return {_mm512_mul_ps(a.v, b.v)}; }
+NX_INLINE reg<float> operator/(reg<float> a, reg<float> b) { return {_mm512_div_ps(a.v, b.v)}; }
 NX_INLINE reg<float> fma(reg<float> a, reg<float> b, reg<float> c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 NX_INLINE reg<float> clamp_low(reg<float> x, reg<float> low) { return {_mm512_max_ps(low.v, x.v)}; }
 NX_INLINE reg<float> max_skip_nan(reg<float> most, reg<float> x) { return {_mm512_max_ps(x.v, most.v)}; }
@@ -68,6 +69,7 @@ NX_INLINE reg<float> ldexp(reg<float> p, reg<float> k) { return {_mm512_scalef_p
 NX_INLINE reg<double> operator+(reg<double> a, reg<double> b) { return {_mm512_add_pd(a.v, b.v)}; }
 NX_INLINE reg<double> operator-(reg<double> a, reg<double> b) { return {_mm512_sub_pd(a.v, b.v)}; }
 NX_INLINE reg<double> operator*(reg<double> a, reg<double> b) { return {_mm512_mul_pd(a.v, b.v)}; }
+NX_INLINE reg<double> operator/(reg<double> a, reg<double> b) { return {_mm512_div_pd(a.v, b.v)}; }
 NX_INLINE reg<double> fma(reg<double> a, reg<double> b, reg<double> c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 NX_INLINE reg<double> clamp_low(reg<double> x, reg<double> low) { return {_mm512_max_pd(low.v, x.v)}; }
 NX_INLINE reg<double> max_skip_nan(reg<double> most, reg<double> x) { return {_mm512_max_pd(x.v, most.v)}; }

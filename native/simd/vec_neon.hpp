@@ -58,6 +58,7 @@ template <> struct reg<double> {
 NX_INLINE reg<float> operator+(reg<float> a, reg<float> b) { return {vaddq_f32(a.v, b.v)}; }
 NX_INLINE reg<float> operator-(reg<float> a, reg<float> b) { return {vsubq_f32(a.v, b.v)}; }
 NX_INLINE reg<float> operator*(reg<float> a, reg<float> b) { return {vmulq_f32(a.v, b.v)}; }
+NX_INLINE reg<float> operator/(reg<float> a, reg<float> b) { return {vdivq_f32(a.v, b.v)}; }
 NX_INLINE reg<float> fma(reg<float> a, reg<float> b, reg<float> c) { return {vfmaq_f32(c.v, a.v, b.v)}; }
 NX_INLINE reg<float> clamp_low(reg<float> x, reg<float> low) { return {vmaxq_f32(x.v, low.v)}; }
 NX_INLINE reg<float> max_skip_nan(reg<float> most, reg<float> x) { return {vbslq_f32(vcgtq_f32(x.v, most.v), x.v, most.v)}; }
@@ -77,6 +78,7 @@ NX_INLINE reg<float> ldexp(reg<float> p, reg<float> k) {
 NX_INLINE reg<double> operator+(reg<double> a, reg<double> b) { return {vaddq_f64(a.v, b.v)}; }
 NX_INLINE reg<double> operator-(reg<double> a, reg<double> b) { return {vsubq_f64(a.v, b.v)}; }
 NX_INLINE reg<double> operator*(reg<double> a, reg<double> b) { return {vmulq_f64(a.v, b.v)}; }
+NX_INLINE reg<double> operator/(reg<double> a, reg<double> b) { return {vdivq_f64(a.v, b.v)}; }
 NX_INLINE reg<double> fma(reg<double> a, reg<double> b, reg<double> c) { return {vfmaq_f64(c.v, a.v, b.v)}; }
 NX_INLINE reg<double> clamp_low(reg<double> x, reg<double> low) { return {vmaxq_f64(x.v, low.v)}; }
 NX_INLINE reg<double> max_skip_nan(reg<double> most, reg<double> x) { return {vbslq_f64(vcgtq_f64(x.v, most.v), x.v, most.v)}; }

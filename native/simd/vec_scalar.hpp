@@ -36,6 +36,7 @@ template <class T> struct reg {
 template <class T> NX_INLINE reg<T> operator+(reg<T> a, reg<T> b) { return {a.v + b.v}; }
 template <class T> NX_INLINE reg<T> operator-(reg<T> a, reg<T> b) { return {a.v - b.v}; }
 template <class T> NX_INLINE reg<T> operator*(reg<T> a, reg<T> b) { return {a.v * b.v}; }
+template <class T> NX_INLINE reg<T> operator/(reg<T> a, reg<T> b) { return {a.v / b.v}; }
 template <class T> NX_INLINE reg<T> fma(reg<T> a, reg<T> b, reg<T> c) { return a * b + c; }
 template <class T> NX_INLINE reg<T> clamp_low(reg<T> x, reg<T> low) { return {x.v < low.v ? low.v : x.v}; }
 template <class T> NX_INLINE reg<T> max_skip_nan(reg<T> most, reg<T> x) { return {x.v > most.v ? x.v : most.v}; }

@@ -57,6 +57,7 @@ template <> struct reg<double> {
 NX_INLINE reg<float> operator+(reg<float> a, reg<float> b) { return {_mm_add_ps(a.v, b.v)}; }
 NX_INLINE reg<float> operator-(reg<float> a, reg<float> b) { return {_mm_sub_ps(a.v, b.v)}; }
 NX_INLINE reg<float> operator*(reg<float> a, reg<float> b) { return {_mm_mul_ps(a.v, b.v)}; }
+NX_INLINE reg<float> operator/(reg<float> a, reg<float> b) { return {_mm_div_ps(a.v, b.v)}; }
 NX_INLINE reg<float> clamp_low(reg<float> x, reg<float> low) { return {_mm_max_ps(low.v, x.v)}; }
 NX_INLINE reg<float> max_skip_nan(reg<float> most, reg<float> x) { return {_mm_max_ps(x.v, most.v)}; }
 NX_INLINE reg<float> select_eq(reg<float> a, reg<float> b, reg<float> yes, reg<float> no) {
@@ -75,6 +76,7 @@ NX_INLINE reg<float> ldexp(reg<float> p, reg<float> k) {
 NX_INLINE reg<double> operator+(reg<double> a, reg<double> b) { return {_mm_add_pd(a.v, b.v)}; }
 NX_INLINE reg<double> operator-(reg<double> a, reg<double> b) { return {_mm_sub_pd(a.v, b.v)}; }
 NX_INLINE reg<double> operator*(reg<double> a, reg<double> b) { return {_mm_mul_pd(a.v, b.v)}; }
+NX_INLINE reg<double> operator/(reg<double> a, reg<double> b) { return {_mm_div_pd(a.v, b.v)}; }
 NX_INLINE reg<double> clamp_low(reg<double> x, reg<double> low) { return {_mm_max_pd(low.v, x.v)}; }
 NX_INLINE reg<double> max_skip_nan(reg<double> most, reg<double> x) { return {_mm_max_pd(x.v, most.v)}; }
 NX_INLINE reg<double> select_eq(reg<double> a, reg<double> b, reg<double> yes, reg<double> no) {

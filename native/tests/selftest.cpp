@@ -79,17 +79,21 @@ template <class S> struct Storage {
   }
 };
 
-enum class Op { softmax, log_softmax, logsumexp, softmin };
-constexpr std::string_view op_names[] = {"softmax", "log_softmax", "logsumexp", "softmin"};
+enum class Op { softmax, log_softmax, logsumexp, softmin, sigmoid };
+constexpr std::string_view op_names[] = {"softmax", "log_softmax", "logsumexp", "softmin", "sigmoid"};
 
 // One row, exactly enough. Left-out entries are −inf in x already.
 std::vector<Real> reference(Op op, const std::vector<Real>& x) {
+  std::vector<Real> y;
+  if (op == Op::sigmoid) {
+    for (const Real v : x) y.push_back(1 / (1 + std::exp(std::log(static_cast<Real>(x.size())) - v)));
+    return y;
+  }
   Real m = -inf, others = 0, maxima = 0;
   for (const Real v : x) m = std::max(m, v);
   for (const Real v : x) v == m ? maxima += 1 : others += std::exp(v - m);
   const Real rest = (maxima - 1) + others;
   const Real l = std::log1p(rest);
-  std::vector<Real> y;
   if (op == Op::logsumexp) return {m + l};
   for (const Real v : x) y.push_back(op == Op::softmax ? std::exp(v - m) / (1 + rest) : (v - m) - l);
   return y;
@@ -160,7 +164,7 @@ constexpr struct {
 
 // Every algorithm on the layout it is for; rounding aside, against the definition.
 template <class S> void accuracy() {
-  for (const Op op : {Op::softmax, Op::log_softmax, Op::logsumexp}) {
+  for (const Op op : {Op::softmax, Op::log_softmax, Op::logsumexp, Op::sigmoid}) {
     Real worst = 0;
     for (const std::int64_t n : lengths) {
       for (const auto& d : distributions) {

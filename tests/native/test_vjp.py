@@ -19,9 +19,13 @@ def pulled(function, x, dy, **keywords):
     return y, gradients["x"], ran[0].kernel
 
 
-def exact(function, y, dy):
-    """The gradient from the result, in extended precision, and the size of its terms."""
-    y, dy = y.astype(np.longdouble), dy.astype(np.longdouble)
+def exact(function, x, y, dy):
+    """The gradient, in extended precision, and the size of its terms."""
+    x, y, dy = (a.astype(np.longdouble) for a in (x, y, dy))
+    if function == "sigmoid":
+        e = np.exp(x - np.log(np.longdouble(x.shape[-1])))
+        dx = dy * (e / (1 + e) ** 2)
+        return dx, 2 * np.abs(dx)
     weights, terms = (np.exp(y), dy) if function == "log_softmax" else (y, y * dy)
     total, size = (np.sum(a, -1, keepdims=True) for a in (terms, np.abs(terms)))
     if function == "log_softmax":
@@ -43,7 +47,7 @@ def test_rows_of_any_length(function, dtype, target):
             )
             y, dx, kernel = pulled(function, x, dy)
             assert kernel == f"{function}_{SHORT[dtype]}_vjp"
-            want, size = exact(function, y, dy)
+            want, size = exact(function, x, y, dy)
             assert np.all(np.abs(dx - want) <= 2 * eps * size + np.finfo(dtype).tiny), n
 
 
@@ -61,7 +65,8 @@ def test_rows_as_the_formula_has_them(function, dtype):
     x[6, 0], x[6, 9] = np.nan, np.inf
     where = RNG.random(x.shape) < 0.7
     where[7] = False
-    for keywords in ({}, {"where": where}):
+    masks = ({},) if function == "sigmoid" else ({}, {"where": where})
+    for keywords in masks:
         with np.errstate(all="ignore"):
             dy[:, 11] = np.where(np.arange(9) == 1, np.inf, dy[:, 11])
             _, dx, kernel = pulled(function, x, dy, **keywords)
@@ -86,6 +91,16 @@ def test_what_does_not_lie_in_order_starts_from_the_scores():
     np.testing.assert_allclose(dx.T, want, rtol=2e-6, atol=1e-7)
     _, dx, kernel = pulled("softmax", x.reshape(2, 3, 4, 8), dy.reshape(2, 3, 4, 8), axis=(2, 3))
     assert kernel == "softmax_f32_vjp" and np.array_equal(dx.reshape(x.shape), want)
+
+
+def test_scores_within_their_elements_start_from_the_scores():
+    memory = np.zeros(4 * 33, np.uint8)
+    x = memory[1 : 1 + 4 * 32].view(np.float32).reshape(1, 32)
+    x[...] = RNG.normal(size=x.shape)
+    dy = RNG.normal(size=x.shape).astype("f")
+    _, dx, kernel = pulled("softmax", x, dy)
+    assert kernel == "softmax_rows"
+    np.testing.assert_allclose(dx, pulled("softmax", x.copy(), dy)[1], rtol=2e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize(
