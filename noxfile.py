@@ -41,7 +41,7 @@ FULL_SUITE = (
 
 #: Examples in docstrings, of what is installed, and in the pages that have any.
 EXAMPLES = ("--doctest-modules", "--pyargs", "normx", "normx_native", "--doctest-glob=*.md")
-PAGES = ("README.md", "docs/tutorial.md")
+PAGES = ("README.md", "docs/tutorial.md", "docs/uncertainty.md", "docs/regression.md")
 
 #: What pip prints when no file of a package fits this platform.
 NO_WHEEL = "No matching distribution found for"
@@ -299,7 +299,7 @@ def min_deps(session: nox.Session) -> None:
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Build the documentation; a warning is an error."""
-    session.install(project("cli", "plot"), *group("docs"))
+    session.install(project("cli", "plot", "learn"), *group("docs"))
     session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
 
 
@@ -319,6 +319,19 @@ def accuracy(session: nox.Session) -> None:
     session.install(project("bfloat16"), *group("test"))
     tables = session.run("python", "-P", "docs/ulp.py", silent=True)
     between_marks(session, "docs/accuracy.md", "worst", str(tables))
+
+
+@nox.session(default=False)
+def experiments(session: nox.Session) -> None:
+    """Run experiments, all or those that are named, and write what came out to their page.
+
+    On demand, when one of them or what it rests on changes: ten minutes.
+    """
+    session.install(project("cli", "plot", "learn"), *group("test"), *group("torch"))
+    names = [path.stem.replace("_", "-") for path in (ROOT / "normx/experiments").glob("[a-z]*.py")]
+    for name in session.posargs or sorted(names):
+        section = session.run("normx", "experiment", name, "--markdown", silent=True)
+        between_marks(session, "docs/experiments.md", name, str(section))
 
 
 @nox.session(default=False)

@@ -262,10 +262,10 @@ def _chosen(library: Library, scores: Array, kept: Array | None, k: int, axis: i
     key = xp.where(absent, xp.inf, xp.where(key == 0, xp.zeros_like(key), -key))
     if library.name in _SMALLEST and kept is None and k < _FEW * key.shape[axis]:
         return _first(xp, library, key, k, axis)
-    order = _order(xp, library, key, axis)
+    order = rising_order(xp, library, key, axis)
     if kept is not None:  # a kept -inf comes before what is left out
         left_out = library.cast(~_taken(library, kept, order, axis), "int8")
-        order = xp.take_along_axis(order, _order(xp, library, left_out, axis), axis=axis)
+        order = xp.take_along_axis(order, rising_order(xp, library, left_out, axis), axis=axis)
     return _as_index(library, order[part(axis, 0, k)])
 
 
@@ -277,7 +277,7 @@ def _chosen_in_block(*blocks: Array, k: int, axis: int) -> Array:
         return _chosen(library, blocks[0], kept, k, axis)
 
 
-def _order(xp: Any, library: Library, key: Array, axis: int) -> Array:
+def rising_order(xp: Any, library: Library, key: Array, axis: int) -> Array:
     """What puts `key` in rising order, equal ones by their index."""
     try:
         return xp.argsort(key, axis=axis, stable=True)
@@ -306,7 +306,7 @@ def _first(xp: Any, library: Library, key: Array, k: int, axis: int) -> Array:
     place = xp.arange(length, device=library.device(key))
     place = xp.reshape(place, (length,) + (1,) * (key.ndim - axis - 1))
     place = xp.sort(smallest(xp, xp.where(chosen, place, length), k, axis), axis=axis)
-    order = _order(xp, library, xp.take_along_axis(key, place, axis=axis), axis)
+    order = rising_order(xp, library, xp.take_along_axis(key, place, axis=axis), axis)
     return _as_index(library, xp.take_along_axis(place, order, axis=axis))
 
 

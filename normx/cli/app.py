@@ -171,6 +171,52 @@ def plot(
 
 
 @app.command()
+def experiment(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Such as dispersion; without one, all are listed.", metavar="NAME"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the picture goes; normx-NAME.png by default.", metavar=_FILE),
+    ] = None,
+    picture: Annotated[
+        bool, typer.Option("--picture/--no-picture", help="Whether to draw a picture as well.")
+    ] = True,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Far too small, in seconds: whether all works.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a section for docs/experiments.md.")
+    ] = False,
+) -> None:
+    """Reproduce a claim of a paper: what it says, what was measured, and whether it held.
+
+    Minutes on two cores, and the same figures in every run.
+    """
+    from normx.cli import experiment as it
+    from normx.cli.picture import figure, target
+
+    console = screen.console()
+    if name is None:
+        console.print(it.overview())
+        return
+    chosen = it.named(name)
+    path = target(out or Path(f"normx-{name}.png"))
+    if picture and not markdown:
+        figure(1, 1)  # before the work: is matplotlib there?
+    with screen.progress(chosen.steps(quick)) as step:
+        outcome = chosen.outcome(quick, step)
+    if markdown:
+        typer.echo(it.markdown(chosen, outcome), nl=False)
+        return
+    console.print(it.table(chosen, outcome))
+    if picture:
+        it.draw(chosen, outcome, path)
+        console.print(f"picture: {path}", markup=False)
+
+
+@app.command()
 def bench(
     function: Annotated[
         str | None,

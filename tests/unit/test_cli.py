@@ -40,7 +40,7 @@ from normx.cli import (
 from normx.cli.app import app
 from normx.cli.exact import exact, largest_error, some_rows
 
-COMMANDS = ("demo", "info", "capabilities", "plot", "bench")
+COMMANDS = ("demo", "info", "capabilities", "plot", "experiment", "bench")
 TINY = ("--shape", "4x32", "--repeats", "2", "--peer", "scipy")
 
 
@@ -127,7 +127,11 @@ def test_missing_extra_is_one_line_that_says_what_to_install(missing):
 
 def test_missing_matplotlib_is_one_line_that_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for arguments in (("plot", "softmax"), ("bench", "softmax", "--plot", tmp_path / "b.png")):
+    for arguments in (
+        ("plot", "softmax"),
+        ("experiment", "dispersion", "--quick"),
+        ("bench", "softmax", "--plot", tmp_path / "b.png"),
+    ):
         assert 'pip install "normx[cli,plot]"' in error(*arguments)
 
 
@@ -157,6 +161,8 @@ def test_missing_matplotlib_is_one_line_that_says_what_to_install(monkeypatch, t
         (("bench", "softmax", "--plot", "b.pdf"), (".png", "'b.pdf'")),
         (("plot", "softmax", "--out", "no/such/p.png"), ("'no/such'", "'p.png'")),
         (("demo", "--out", "d.jpg"), (".png", "'d.jpg'")),
+        (("experiment", "dispersal"), ("'dispersal'", "dispersion")),
+        (("experiment", "dispersion", "--out", "d.jpg"), (".png", "'d.jpg'")),
     ],
 )
 def test_error_is_one_line_that_says_what_is_allowed(arguments, parts):
