@@ -41,7 +41,10 @@ FULL_SUITE = (
 
 #: Examples in docstrings, of what is installed, and in the pages that have any.
 EXAMPLES = ("--doctest-modules", "--pyargs", "normx", "normx_native", "--doctest-glob=*.md")
-PAGES = ("README.md", "docs/tutorial.md", "docs/uncertainty.md", "docs/regression.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{page}.md" for page in ("tutorial", "attention", "uncertainty", "regression")),
+)
 
 #: What pip prints when no file of a package fits this platform.
 NO_WHEEL = "No matching distribution found for"

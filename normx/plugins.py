@@ -420,6 +420,17 @@ class Library(ABC):
         """``formula(plan, x, where, parameters)``, in whatever parts suit the library."""
         return formula(plan, x, where, parameters)
 
+    def in_turn(self, f: Callable[[Any], Array], numbers: range) -> Array:
+        """``f`` of each number, one after the other, joined along the last axis but one.
+
+        What is compiled need not be written out for each.
+        """
+        return self.namespace().concat([f(number) for number in numbers], axis=-2)
+
+    def recomputed(self, f: Callable[..., Array]) -> Callable[..., Array]:
+        """``f``, whose inner results are found again for its gradient instead of being kept."""
+        return f
+
     def quiet(self) -> AbstractContextManager[Any]:
         """Silences the library's floating-point warnings: infinities are policy here."""
         return nullcontext()

@@ -132,6 +132,19 @@ class JaxLibrary(ArrayAPILibrary):
 
         return jax.lax.stop_gradient(x)
 
+    def in_turn(self, f: Callable[[Any], Array], numbers: range) -> Array:
+        import jax
+
+        parts = jax.lax.map(f, jax.numpy.arange(numbers.start, numbers.stop, numbers.step))
+        parts = jax.numpy.moveaxis(parts, 0, -3)
+        return parts.reshape(*parts.shape[:-3], -1, parts.shape[-1])
+
+    def recomputed(self, f: Callable[..., Array]) -> Callable[..., Array]:
+        import jax
+
+        computed: Callable[..., Array] = jax.checkpoint(f)
+        return computed
+
     def device(self, x: Any) -> Any:
         # A tracer has no device, and only XLA knows where it will run.
         return super().device(x) if self.is_concrete(x) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import array_api_compat.torch
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
 
 from normx._libraries import ArrayAPILibrary, folds, numpy_library
 from normx._plan import Plan
@@ -126,6 +128,12 @@ class TorchLibrary(ArrayAPILibrary):
         bits = 52 if dtype == "float64" else 23
         steps = torch.randint(0, 2**bits, shape, generator=rng, device=rng.device)
         return ((steps.to(self.dtype(dtype)) + 0.5) / 2.0**bits).to(like.device)
+
+    def recomputed(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        # Function transforms, and compilers, have no place for what checkpoints hook into.
+        if not torch.is_grad_enabled() or _ops.watched() or _ops.transformation() is not None:
+            return f
+        return partial(checkpoint, f, use_reentrant=False, preserve_rng_state=False)
 
     def stop_gradient(self, x: Any) -> Any:
         return x.detach()

@@ -1,16 +1,21 @@
 """A call of normx is one operation to torch's compiler, which does not go through its code.
 
 Where it does, no library is found for a tensor, so that all is left to the function for calls of
-a new form (`normx._dispatch.called`); and that one it puts into its graph.
+a new form (`normx._dispatch.called`); and that one it puts into its graph.  The functions of
+`normx.attention` go there whole.
 """
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
-from normx import _dispatch
+from normx import _dispatch, attention
 
 torch.compiler.allow_in_graph(_dispatch.called)
+for _, function in inspect.getmembers(attention, inspect.isfunction):
+    torch.compiler.allow_in_graph(function)
 torch.compiler.substitute_in_graph(_dispatch._library_of_type)(lambda kind: None)
 
 _inside = torch._guards.CompileContext.try_get() is not None
