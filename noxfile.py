@@ -43,7 +43,10 @@ FULL_SUITE = (
 EXAMPLES = ("--doctest-modules", "--pyargs", "normx", "normx_native", "--doctest-glob=*.md")
 PAGES = (
     "README.md",
-    *(f"docs/{page}.md" for page in ("tutorial", "attention", "uncertainty", "regression")),
+    *(
+        f"docs/{page}.md"
+        for page in ("tutorial", "attention", "losses", "uncertainty", "regression")
+    ),
 )
 
 #: What pip prints when no file of a package fits this platform.

@@ -33,6 +33,7 @@ numpydoc_show_class_members = False
 numpydoc_validation_checks = {"GL03", "GL06", "GL07", "GL08", "PR01", "PR02", "PR03", "RT01"}
 numpydoc_validation_exclude = {
     r"normx\.(plugins|states|laws|testing)\b",
-    r"normx\.[A-Z]",  # classes: a field may be private, or be told of in one line with the others
+    # Classes: a field may be private, or be told of in one line with the others.
+    r"normx\.(\w+\.)?[A-Z]",
     r"\._",
 }

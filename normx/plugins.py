@@ -31,10 +31,12 @@ __all__ = [
     "Backend",
     "Call",
     "Foreign",
+    "Fused",
     "Library",
     "NotOnHost",
     "Pullback",
     "Refusal",
+    "RowKernel",
     "StagedKernel",
     "TopKCall",
     "dtype_name",
@@ -181,6 +183,31 @@ class StagedKernel(Protocol):
         """
 
 
+class RowKernel(Protocol):
+    """A function of rows, as it runs on NumPy's arrays."""
+
+    def forward(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The results, each with an entry per row."""
+
+    def pullback(
+        self,
+        x: np.ndarray,
+        results: Sequence[np.ndarray],
+        cotangents: Sequence[np.ndarray | None],
+    ) -> np.ndarray:
+        """The gradient of `x`; None stands for a cotangent that is 0."""
+
+
+class Fused(Protocol):
+    """A function of rows that has a kernel beside its formula."""
+
+    def kernel(self) -> RowKernel:
+        """What runs on NumPy's arrays."""
+
+    def formula(self, x: Array) -> tuple[Array, ...]:
+        """The results in the library's operations, which it can differentiate."""
+
+
 class Backend(ABC):
     """Who computes."""
 
@@ -310,6 +337,20 @@ class Library(ABC):
     def in_reach(self, x: Array) -> bool:
         """Whether the values of an array on the host can be had now: not in some traces."""
         return True
+
+    def fused(self, what: Fused, x: Array) -> tuple[Array, ...] | None:
+        """The results of a kernel that reads `x` where it is; None where the formula has to do.
+
+        A library that differentiates by itself hands the kernel's pullback over, or answers
+        None for what it follows.
+        """
+        if not self.on_host(x) or self.is_followed(x):
+            return None
+        try:
+            results = what.kernel().forward(self.host_view(x))
+        except NotOnHost:
+            return None
+        return tuple(self.host_adopt(result) for result in results)
 
     @abstractmethod
     def device(self, x: Array) -> Any:

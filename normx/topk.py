@@ -138,9 +138,9 @@ def softmax_topk(
         indices = _chosen(library, scores, kept, k, along)
     options = {"axis": along, "temperature": temperature, "backend": backend}
     if not renormalize:
-        return TopK(_taken(library, softmax(x, where=where, **options), indices, along), indices)
-    few = None if kept is None else _taken(library, kept, indices, along)
-    values = softmax(_taken(library, scores, indices, along), where=few, **options)
+        return TopK(taken(library, softmax(x, where=where, **options), indices, along), indices)
+    few = None if kept is None else taken(library, kept, indices, along)
+    values = softmax(taken(library, scores, indices, along), where=few, **options)
     # NaN poisons its row even where it is not among the chosen.
     poison = xp.isnan(scores) if kept is None else xp.isnan(scores) & kept
     values = xp.where(xp.any(poison, axis=along, keepdims=True), xp.nan, values)
@@ -193,8 +193,8 @@ def softmax_topk_vjp(
     if renormalize:
         if kept is not None:
             kept = library.namespace().broadcast_to(kept, tuple(scores.shape))
-            shared["where"] = _taken(library, kept, result.indices, along)
-        scores = _taken(library, scores, result.indices, along)
+            shared["where"] = taken(library, kept, result.indices, along)
+        scores = taken(library, scores, result.indices, along)
     _, softmax_pullback = vjp(softmax, scores, axis=along, **shared)
 
     def pullback(dvalues: Array) -> dict[str, Array]:
@@ -264,7 +264,7 @@ def _chosen(library: Library, scores: Array, kept: Array | None, k: int, axis: i
         return _first(xp, library, key, k, axis)
     order = rising_order(xp, library, key, axis)
     if kept is not None:  # a kept -inf comes before what is left out
-        left_out = library.cast(~_taken(library, kept, order, axis), "int8")
+        left_out = library.cast(~taken(library, kept, order, axis), "int8")
         order = xp.take_along_axis(order, rising_order(xp, library, left_out, axis), axis=axis)
     return _as_index(library, order[part(axis, 0, k)])
 
@@ -325,7 +325,7 @@ _SMALLEST: dict[str, Callable[[Any, Array, int, int], Array]] = {
 }
 
 
-def _taken(library: Library, x: Array, indices: Array, axis: int) -> Array:
+def taken(library: Library, x: Array, indices: Array, axis: int) -> Array:
     """The entries of `x` at indices along an axis."""
     if hasattr(x, "map_blocks"):
         # In the chunks of the indices, so that the two lie together.

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from normx._libraries import ArrayAPILibrary, folds, numpy_library
 from normx._plan import Plan
-from normx.plugins import Call, dtype_name
+from normx.plugins import Call, Fused, dtype_name
 from normx_torch import _compiler, _ops
 
 Array = Any
@@ -102,6 +102,14 @@ class TorchLibrary(ArrayAPILibrary):
             return (y if out is None else out.copy_(y)), ""
 
         return either
+
+    def fused(self, what: Fused, x: Any) -> tuple[Any, ...] | None:
+        if type(x) not in _ops.PLAIN or x.is_meta or _ops.watched() or not self.on_host(x):
+            return None
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return super().fused(what, x.detach())
+        results: tuple[Any, ...] = _ops.Fused.apply(what, x)
+        return results
 
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         def compiled(f: Callable[..., Any]) -> Callable[..., Any]:

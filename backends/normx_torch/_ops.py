@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from normx import plugins
 from normx._dispatch import backend, caches, implementation, library, traced
 from normx._plan import Plan
 from normx._record import record_of
@@ -308,3 +309,29 @@ def _single(output: Any) -> tuple[Tensor, ...]:
 call = _operator("normx::call", _compute, _computed, _slopes_of_call, _formula_of_slopes)
 #: ``pullback(form, x, where, *parameters, y, dy)``: the gradients of x and of the parameters.
 pullback = _operator("normx::pullback", _pull, _pulled, _slopes_of_pullback, _slopes_of_pullback)
+
+
+class Fused(torch.autograd.Function):  # type: ignore[misc]
+    """The kernel of a function of rows, and its pullback."""
+
+    @staticmethod
+    def forward(ctx: Any, what: plugins.Fused, x: Tensor) -> tuple[Tensor, ...]:
+        home = library("torch")
+        ctx.set_materialize_grads(False)
+        results = what.kernel().forward(home.host_view(x))
+        adopted = tuple(home.host_adopt(result) for result in results)
+        ctx.what = what
+        ctx.save_for_backward(x, *adopted)
+        return adopted
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[None, Tensor]:
+        x, *results = ctx.saved_tensors
+        home = library("torch")
+        if torch.is_grad_enabled():  # the gradient is to be differentiated again
+            pairs = zip(ctx.what.formula(x), cotangents, strict=True)
+            ys, given = zip(*((y, d) for y, d in pairs if d is not None), strict=True)
+            return None, torch.autograd.grad(ys, x, given, create_graph=True)[0]
+        views = [None if d is None else home.host_view(d) for d in cotangents]
+        saved = [home.host_view(result) for result in results]
+        return None, home.host_adopt(ctx.what.kernel().pullback(home.host_view(x), saved, views))

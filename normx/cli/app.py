@@ -266,11 +266,25 @@ def bench(
     columns. Every time stands beside those of normx and of a copy, and the largest error.
 
     Without FUNCTION: every function, forward and backward, and the project's targets.
+
+    cross_entropy and SphericalHead, of normx.losses: a step of training, in float32, beside torch's
+    loss and beside a dense layer.
     """
     from normx.cli import bench as it
+    from normx.cli import training
 
     settings = it.Settings(dtype, repeats, threads)
     it.check(settings)
+    if function is not None and function in training.STUDIES:
+        wide = None if dtype == "float32" else dtype
+        others = (shape or None, axis, ready, peer or None, plot, algorithms or None, wide)
+        if any(value is not None for value in others):
+            raise screen.CommandError(
+                f"normx bench {function} takes --repeats, --threads, --quick and --json"
+            )
+        _check_files(json, None)
+        _training(function, settings, quick, json)
+        return
     if function is None:
         _check_whole(
             shape=shape or None,
@@ -341,6 +355,23 @@ def _catalogue(settings: Any, quick: bool, json: Path | None) -> None:
         content = report.as_json("catalogue", [], settings)
         parts = {"cases": catalogue.as_json(found), "targets": targets.as_json(reached)}
         report.write_json(json, content | parts)
+    _say_where(json, None)
+
+
+def _training(name: str, settings: Any, quick: bool, json: Path | None) -> None:
+    from normx.cli import bench_report as report
+    from normx.cli import training as it
+
+    study = it.STUDIES[name]
+    with screen.progress(study.steps(settings, quick)) as step:
+        lines = study.run(settings, quick, step)
+    console = screen.console()
+    console.print(report.machine_line(), style="dim", markup=False)
+    console.print(it.table(study, lines, settings))
+    _warn(report.disturbed(line.busy_threads for line in lines))
+    if json is not None:
+        content = report.as_json(name, [], settings)
+        report.write_json(json, content | {"training": it.as_json(lines)})
     _say_where(json, None)
 
 

@@ -110,7 +110,9 @@ def record_named(name: str) -> Record:
     """The function of that name, if there are values for what must be passed."""
     known = {key: record for key, record in registry().items() if not unknown(record)}
     if name not in known:
-        raise screen.allowed("function", name, known)
+        from normx.cli.training import STUDIES
+
+        raise screen.allowed("function", name, (*known, *STUDIES))
     return known[name]
 
 

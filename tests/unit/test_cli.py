@@ -147,6 +147,9 @@ def test_missing_matplotlib_is_one_line_that_says_what_to_install(monkeypatch, t
         (("bench", "--axis", "0"), ("--axis needs a FUNCTION",)),
         (("bench", "--fresh"), ("--fresh needs a FUNCTION",)),
         (("bench", "sofmax"), ("'sofmax'", "softmax", "logsumexp")),
+        (("bench", "entropy"), ("'entropy'", "cross_entropy", "SphericalHead")),
+        (("bench", "cross_entropy", "--axis", "0"), ("--repeats, --threads, --quick and --json",)),
+        (("bench", "SphericalHead", "--dtype", "float64"), ("takes --repeats",)),
         (("plot", "sofmax"), ("'sofmax'", "softmax", "logsumexp")),
         (("bench", "softmax", "--shape", "3x"), ("'3x'", "64x1024")),
         (("bench", "softmax", "--shape", "0x4"), ("'0x4'", "positive")),
@@ -410,6 +413,22 @@ def test_bench_json_holds_all_that_was_measured(tmp_path):
 
 
 @pytest.mark.usefixtures("drawing")
+@pytest.mark.parametrize(
+    ("name", "contestants"),
+    [
+        ("cross_entropy", ("normx, of NumPy's arrays",)),
+        ("SphericalHead", ("SphericalHead", "its stabiliser", "dense log-softmax")),
+    ],
+)
+def test_bench_of_a_step_of_training(name, contestants, tmp_path):
+    path = tmp_path / "b.json"
+    text = run("bench", name, "--quick", "--repeats", 1, "--json", path).stdout
+    assert all(contestant in text for contestant in contestants)
+    lines = json.loads(path.read_text())["training"]
+    assert {line["name"] for line in lines} >= set(contestants)
+    assert all(line["median"] > 0 and line["ratio"] > 0 for line in lines)
+
+
 def test_bench_draws_a_picture(tmp_path):
     path = tmp_path / "b.png"
     run("bench", "softmax", "--shape", "4x8", "--repeats", 1, "--peer", "copy", "--plot", path)
