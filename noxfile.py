@@ -35,8 +35,14 @@ PARALLEL = "--numprocesses=auto"
 SUITE = ("tests/unit", "tests/conformance", PARALLEL)
 #: With the kernels that this machine runs; the others are the session `targets`.
 FULL_SUITE = (
-    *(*SUITE, "tests/native", "--target=best"),
+    *(*SUITE, "tests/native", "tests/gpu", "--target=best"),
     *("--library=numpy", "--library=array-api-strict"),
+)
+
+#: The GPU kernels, emulated; every length is seen to in tests/gpu, without the exact arithmetic.
+EMULATED = (
+    *("tests/conformance/test_conformance.py", PARALLEL, "--library=numpy"),
+    *("--backend=gpu-emulator", "-k", "not test_lengths"),
 )
 
 #: Examples in docstrings, of what is installed, and in the pages that have any.
@@ -132,10 +138,11 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the unit tests, conformance on NumPy and array-api-strict, and the examples."""
+    """Run the unit tests, conformance (NumPy, array-api-strict, emulated GPU) and the examples."""
     extras = ("cli", "plot", "bfloat16", "array-api-strict")
     session.install(project(*extras), *group("test"))
     session.run("pytest", *FULL_SUITE, *session.posargs)
+    session.run("pytest", *EMULATED, *session.posargs)
     session.run("pytest", *EXAMPLES, *PAGES)
 
 

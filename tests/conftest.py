@@ -15,4 +15,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "gpu-emulator" in (config.getoption("backend") or ()):
+        from normx_gpu import emulator
+
+        registered = emulator.registered()
+        registered.__enter__()
+        config.add_cleanup(lambda: registered.__exit__(None, None, None))
     settings.load_profile("long" if config.getoption("long") else "ordinary")

@@ -11,6 +11,7 @@ import numpy as np
 from normx._libraries import numpy_library
 from normx._plan import NARROW, Plan
 from normx._reference import compute, gradients_of
+from normx._sinks import sinks_along, sinks_aside
 from normx._vjp import shaped_as
 from normx.plugins import Foreign, Refusal, dtype_name
 from normx_native import _rows, _vjp
@@ -135,7 +136,7 @@ class Kernel:
         if self.wanted and "sink" in self.wanted:
             i = self.wanted.index("sink")
             sink = operands[self.names.index("sink")]
-            values[i] = _rows.sinks_along(xp, self.plan, values[i], sink)
+            values[i] = sinks_along(xp, self.plan, values[i], sink)
 
         def by_formula() -> tuple[Array, ...]:
             with library.quiet():
@@ -198,7 +199,7 @@ class Kernel:
         if "dy" in named and plan.record.kind == "reduction":
             named["dy"] = xp.reshape(named["dy"], form)
         if "sink" in named:
-            named["sink"] = _rows.sinks_aside(xp, named["sink"], plan)
+            named["sink"] = sinks_aside(xp, named["sink"], plan)
         y = form if plan.record.kind == "reduction" and self.wanted is None else plan.shape
         results: dict[str, Any] = {"y": (y, plan.dtype)}
         for name in self.wanted or ():

@@ -1,0 +1,269 @@
+"""The GPU kernels on a CPU: every program in every geometry, and faults that are found."""
+
+import numpy as np
+import pytest
+from normx_gpu import emulator, source
+from normx_gpu.abi import Flag, Operand
+from normx_gpu.emulator import Emulator, Fault
+from normx_gpu.launch import Geometry, geometry
+from normx_gpu.programs import PROGRAMS, SELFTEST, Program
+
+import normx
+from normx._dispatch import numpy_library
+from normx._plan import Plan
+from normx._record import record_of
+from normx.testing.samples import random_rows
+from normx.testing.ulp import error_in_ulp
+
+if emulator.emulator.unusable():
+    pytest.skip(emulator.emulator.unusable(), allow_module_level=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    with emulator.registered():
+        yield
+
+
+def example(name, x):
+    """The keywords that a function needs."""
+    given = dict(record_of(name).example)
+    return given | {"where": x < 1.0} if "where" in given else given
+
+
+def emulated(name, x, **keywords):
+    keywords = example(name, x) | keywords
+    return normx_function(name)(x, axis=-1, backend="gpu-emulator", **keywords)
+
+
+def normx_function(name):
+    return record_of(name).function
+
+
+def close(name, got, x, budget=4.0, **keywords):
+    """Within the budget of the formula, which computes in float64 and rounds once."""
+    keywords = example(name, x) | keywords
+    want = normx_function(name)(x, axis=-1, backend="reference", **keywords)
+    budget = max(record_of(name).ulp["float32"], budget) + 0.5
+    scale = np.maximum(np.abs(want), np.abs(x).max(axis=-1)) if want.ndim < x.ndim else None
+    error = error_in_ulp(got, want, "float32", scale)
+    assert error.max() <= budget, f"{error.max():.3g} ULP at {error.argmax()}"
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Other geometries, for as long as a test runs."""
+
+    def choose(lanes, rows, *, warp=32, parts=1, loop=False, backwards=False):
+        def of(n, dtype, *, columns=False, heavy=False, resident=0):
+            usual = geometry(n, dtype, columns=columns, heavy=heavy)
+            vectors = max(-(-n // usual.vector), 1)
+            steps = 0 if loop else -(-vectors // (lanes * parts))
+            columns = columns and parts == 1
+            return Geometry(lanes, rows, steps, usual.vector, columns, parts, 3 * parts)
+
+        monkeypatch.setattr(emulator.emulator, "choose", of)
+        monkeypatch.setattr(emulator.emulator, "warp", warp)
+        monkeypatch.setattr(emulator.emulator, "backwards", backwards)
+
+    return choose
+
+
+#: Lanes of a row in a block, rows of a block, lanes of a warp, and blocks of a row: parts of warps,
+#: warps, many of them, and several blocks that meet.
+SHAPES = [
+    (1, 4, 4, 1),
+    (2, 16, 32, 1),
+    (4, 2, 8, 1),
+    (32, 1, 32, 1),
+    (32, 1, 8, 1),
+    (8, 4, 8, 1),
+    (64, 1, 8, 1),
+    (16, 1, 4, 1),
+    (8, 1, 8, 4),
+    (16, 1, 4, 8),
+]
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["registers", "loop"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_program_in_every_geometry(name, loop, chosen):
+    x = random_rows(61, 5, 3.0).astype(np.float32)
+    x[1] += 300.0
+    x[4, 3:] = -np.inf
+    results, gradients = [], []
+    for lanes, rows, warp, parts in SHAPES:
+        for backwards in (False, True):
+            chosen(lanes, rows, warp=warp, parts=parts, loop=loop, backwards=backwards)
+            for columns in (False, True):
+                scores = np.asfortranarray(x) if columns else x
+                y, pullback = normx.vjp(
+                    name, scores, axis=-1, backend="gpu-emulator", **example(name, x)
+                )
+                close(name, np.asarray(y), x)
+                g = np.cos(np.arange(y.size, dtype=np.float32)).reshape(y.shape)
+                results.append((lanes * parts, np.asarray(y)))
+                gradients.append((lanes * parts, pullback(g)["x"]))
+    # The order in which lanes run, warps, blocks and layouts do not show; how many lanes may.
+    for found in (results, gradients):
+        for lanes in {lanes for lanes, _ in found}:
+            first, *others = (y for of, y in found if of == lanes)
+            assert all(np.array_equal(first, other) for other in others), lanes
+    want, back = normx.vjp(
+        name, x.astype(np.float64), axis=-1, backend="reference", **example(name, x)
+    )
+    wanted = back(np.cos(np.arange(want.size)).reshape(want.shape))["x"]
+    for _, gradient in gradients:
+        np.testing.assert_allclose(gradient, wanted, rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["softmax", "logsumexp", "sparsemax", "zscore"])
+def test_every_length(name):
+    for n in range(1, 301):
+        x = random_rows(n, 3, 3.0).astype(np.float32)
+        close(name, emulated(name, x), x)
+
+
+@pytest.mark.parametrize("n", [1023, 1025, 4099, 20_000, 33_000, 70_001])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "entmax15", "expm1_relu"])
+def test_long_rows(name, n):
+    x = random_rows(n, 2, 4.0).astype(np.float32)
+    x[0] = np.sort(x[0])  # the reference of the online state moves all the way
+    close(name, emulated(name, x), x)
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal", "rising"])
+def test_accuracy_does_not_depend_on_length(kind, request):
+    n = 2**24 if request.config.getoption("long") else 2**20
+    x = random_rows(n, 1, 3.0).astype(np.float32)
+    if kind != "normal":
+        x = np.linspace(0.7 if kind == "equal" else -90.0, 0.7, n, dtype=np.float32)[None]
+    exact = x.astype(np.longdouble)
+    level = exact.max() + np.log(np.exp(exact - exact.max()).sum())
+    for name, want in (("softmax", np.exp(exact - level)), ("log_softmax", exact - level)):
+        got = emulated(name, x)
+        assert error_in_ulp(got, want, "float32").max() <= 4.0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_long_rows_of_other_dtypes(dtype):
+    x = numpy_library.cast(random_rows(40_000, 1, 4.0), dtype)
+    want = normx.softmax(x.astype(np.float64), backend="reference")
+    error = error_in_ulp(normx.softmax(x, backend="gpu-emulator"), want, dtype)
+    assert error.max() <= (4.0 if dtype == "float64" else 1.0)
+
+
+def test_many_rows_share_few_blocks(monkeypatch):
+    monkeypatch.setattr(emulator, "_MOST_BLOCKS", 2)
+    x = random_rows(5, 700).astype(np.float32)
+    close("softmax", emulated("softmax", x), x)
+
+
+def test_which_kernels_ran():
+    emulator.emulator.ran.clear()
+    x = random_rows(64, 4).astype(np.float32)
+    normx.softmax(x, backend="gpu-emulator")
+    normx.softmax(x[:, ::2], backend="gpu-emulator")
+    normx.softmax(x.T, backend="gpu-emulator")
+    normx.softmax(random_rows(40_000, 1), backend="gpu-emulator")
+    ran = emulator.emulator.ran
+    assert {bool(kernel.flags & Flag.WIDE) for kernel in ran} == {True, False}
+    assert {kernel.geometry.columns for kernel in ran} == {True, False}
+    assert {kernel.geometry.loop for kernel in ran} == {True, False}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_the_largest_weights(dtype):
+    for n, k, axis in ((1, 1, 1), (5, 5, 0), (37, 3, 1), (300, 8, 0), (40_000, 4, 1)):
+        x = numpy_library.cast(np.round(random_rows(n, 6, 3.0), 1), dtype)  # with ties
+        if n >= 5:
+            x[1, :3], x[2, 1], x[3] = np.inf, np.nan, -np.inf
+        x = np.moveaxis(x, 1, axis)
+        with normx.trace() as ran:
+            got = normx.softmax_topk(x, k, axis=axis, backend="gpu-emulator")
+        assert ran[-1].kernel.startswith("normx_softmax_topk")
+        want = normx.softmax_topk(x, k, axis=axis, backend="reference")
+        assert np.array_equal(got.indices, want.indices)
+        weights = normx.softmax(x, axis=axis, backend="gpu-emulator")
+        chosen = np.take_along_axis(weights, got.indices, axis)
+        assert np.array_equal(got.values, chosen, equal_nan=True), "the bits of softmax"
+
+
+# ------------------------------------------------------------------------------- the vocabulary
+
+
+def planted(body, x, *, warp=32, backwards=False, lanes=64):
+    """Run a text on the rows of `x`, in one block per row."""
+    program = Program("planted", ())
+    text = f"NX_FN void nx_planted_forward(NX_THREAD nx_row& r) {{ {body} }}\n"
+    text += "NX_FN void nx_planted_backward(NX_THREAD nx_row&) {}\n"
+    return launched(Emulator(source.host((program,), text)), program, x, warp, backwards, lanes)
+
+
+def launched(machine, program, x, warp=32, backwards=False, lanes=64):
+    machine.warp, machine.backwards = warp, backwards
+    vector = 16 // x.itemsize
+    machine.choose = lambda n, dtype, **_: Geometry(lanes, 1, n // lanes // vector, vector)
+    plan = Plan(record_of("softmax"), numpy_library, x.shape, (1,), x.dtype.name)
+    y = np.zeros_like(x)
+    machine.launch(plan, program, {Operand.X: x, Operand.Y: y}, {}, backward=False)
+    return y
+
+
+COPY = "NX_WRITE(r) NX_PUT(r, NX_SCORE(r));"
+X = np.arange(2 * 256, dtype=np.float32).reshape(2, 256)
+
+FAULTS = {
+    "nothing": (COPY, ""),
+    "race": (
+        "nx_share(r.c, r.lane, nx_t(1)); nx_shared(r.c, r.lane ^ 1, nx_t(0));" + COPY,
+        "without a barrier|nobody wrote",
+    ),
+    "overwritten while it is read": (
+        "nx_share(r.c, r.lane, nx_t(1)); nx_barrier(r.c);"
+        "if (r.lane == 0) nx_shared(r.c, 63, nx_t(0));"
+        "if (r.lane == 63) nx_share(r.c, 63, nx_t(2));" + COPY,
+        "another lane may still read|without a barrier",
+    ),
+    "one cell for all": ("nx_share(r.c, 0, nx_t(1));" + COPY, "two lanes write one shared cell"),
+    "read of nothing": ("nx_shared(r.c, 5, nx_t(0));" + COPY, "nobody wrote"),
+    "read out of bounds": ("nx_load(r.c.x, r.x + r.n + r.index);" + COPY, "read out of bounds"),
+    "write out of bounds": ("nx_store(r.c.y, r.y - 1, 0);" + COPY, "write out of bounds"),
+    "written twice": (COPY + COPY, "written twice"),
+    "not all written": ("if (r.lane > 0) { " + COPY + " }", "of 512 Y written"),
+    "divergent barrier": ("if (r.lane == 3) nx_barrier(r.c);" + COPY, "barrier"),
+    "divergent shuffle": ("if (r.lane % 2) nx_shuffle(r.c, nx_t(1), 1);" + COPY, "collective"),
+    "different collectives": (
+        "if (r.lane % 2) nx_shuffle(r.c, nx_t(1), 1); else nx_shuffle(r.c, nx_t(1), 2);" + COPY,
+        "different collectives",
+    ),
+    "a vector that is not aligned": (
+        "nx_t v[8]; nx_load_wide(r.c.x, r.x + 1, v, NX_V);" + COPY,
+        "not aligned",
+    ),
+    "blocks of a row without a meeting": (
+        "nx_publish(r.c, 0, nx_t(1)); nx_published(r.c, 1, nx_t(0));" + COPY,
+        "two lanes write|nobody wrote|does not exist",
+    ),
+    "an array that is not there": ("nx_value(r.c.p[2], 0);" + COPY, "not given"),
+}
+
+
+@pytest.mark.parametrize("backwards", [False, True], ids=["", "backwards"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found(fault, backwards):
+    body, message = FAULTS[fault]
+    if not message:
+        assert np.array_equal(planted(body, X, backwards=backwards), X)
+        return
+    with pytest.raises(Fault, match=message):
+        planted(body, X, backwards=backwards)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("warp", [8, 32])
+def test_every_word(warp, dtype):
+    program = SELFTEST
+    x = np.tile(np.arange(256) % 7, (2, 1)).astype(dtype)
+    y = launched(Emulator(source.host((program,))), program, x, warp)
+    assert np.array_equal(y, np.ones_like(x)), f"checks {sorted(set(np.nonzero(y != 1)[1]))} fail"
