@@ -290,11 +290,11 @@ template <class S> void laws() {
         run(op, alone, y);
         same(y, rows - 1, "alone and misaligned");
         if (op == Op::softmax) {
-          Matrix<S> negated = x, of_negated(rows, n, Lay::rows);
-          for (std::int64_t r = 0; r < rows; ++r) {
-            for (std::int64_t i = 0; i < n; ++i) negated.set(r, i, Storage<S>::of(static_cast<double>(-Storage<S>::real(x.get(r, i)))));
-          }
-          for (const char* algorithm : {"packed", "auto"}) {
+          for (const std::string_view algorithm : {"packed", "auto", "columns"}) {
+            Matrix<S> negated(rows, n, algorithm == "columns" ? Lay::columns : Lay::rows), of_negated(rows, n, Lay::rows);
+            for (std::int64_t r = 0; r < rows; ++r) {
+              for (std::int64_t i = 0; i < n; ++i) negated.set(r, i, Storage<S>::of(static_cast<double>(-Storage<S>::real(x.get(r, i)))));
+            }
             run(Op::softmin, negated, of_negated, algorithm);
             same(of_negated, 0, "softmin of the negated scores");
           }
