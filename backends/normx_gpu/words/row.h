@@ -40,12 +40,10 @@ struct nx_row {
 #define NX_EACH(r)                                             \
   NX_UNROLL_STEPS for (nx_int k_ = 0; k_ < nx_steps(r); ++k_) \
     NX_UNROLL for (nx_int j_ = nx_fetch(r, k_); j_ < NX_V; ++j_)
-#define NX_WRITE(r)                                            \
-  NX_UNROLL_STEPS for (nx_int k_ = 0; k_ < nx_steps(r); ++k_) \
-    NX_UNROLL for (nx_int j_ = nx_fetch(r, k_); j_ < NX_V || nx_flush(r, k_); ++j_)
+#define NX_WRITE(r) NX_EACH(r)
 #define NX_SCORE(r) ((r).v[NX_SLOT])
 #define NX_COTANGENT(r) ((r).h[NX_SLOT])
-#define NX_PUT(r, value) ((r).out[j_] = nx_settled(r, nx_place(r, k_) + j_, value))
+#define NX_PUT(r, value) nx_put(r, k_, j_, nx_settled(r, nx_place(r, k_) + j_, value))
 
 // ---------------------------------------------------------------- where things lie
 
@@ -165,9 +163,9 @@ NX_FN nx_int nx_fetch(NX_THREAD nx_row& r, nx_int k) {
 #endif
   return 0;
 }
-NX_FN bool nx_flush(NX_THREAD nx_row& r, nx_int k) {
+NX_FN void nx_flush(NX_THREAD nx_row& r, nx_int k) {
   const nx_i64 first = nx_place(r, k);
-  if (!r.live || first >= r.n) return false;
+  if (!r.live || first >= r.n) return;
   if (NX_HAS(NX_WIDE)) {
     nx_store_wide(r.c.y, r.y + first, r.out, NX_V);
   } else {
@@ -175,7 +173,12 @@ NX_FN bool nx_flush(NX_THREAD nx_row& r, nx_int k) {
       if (first + j < r.n) nx_store(r.c.y, r.y + nx_along(r, NX_OF_Y, first + j), r.out[j]);
     }
   }
-  return false;
+}
+// The last one of a vector writes it: a loop that did so at its end would not be unrolled, and rows
+// that are addressed by a loop's counter lie in memory instead of registers.
+NX_FN void nx_put(NX_THREAD nx_row& r, nx_int k, nx_int j, nx_t value) {
+  r.out[j] = value;
+  if (j == NX_V - 1) nx_flush(r, k);
 }
 // The value of a reduction.
 NX_FN void nx_put_value(NX_THREAD const nx_row& r, nx_t value) {
