@@ -1,0 +1,292 @@
+"""Machine code without a GPU: every kernel through NVRTC, and what it takes of a multiprocessor.
+
+``python -m normx_gpu.nvrtc`` compiles all of them for all architectures, which takes half an
+hour of one core, and prints a table; ``nox -s gpu_compile`` does so with NVRTC's own wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from normx._dispatch import library_of
+from normx._libraries import numpy_library
+from normx._plan import Plan, prepare
+from normx._record import Parameter, Record, record_of
+from normx.plugins import Refusal
+from normx_gpu import source
+from normx_gpu.abi import Flag, Operand
+from normx_gpu.call import View, launch, program_of
+from normx_gpu.launch import SIZES
+from normx_gpu.programs import PROGRAMS, Program
+from normx_gpu.source import Kernel
+
+#: Turing, Ampere, Hopper, Blackwell.
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
+#: A row in part of a warp, in a warp, in a block, in the largest block, in several of them, and
+#: in several passes.
+LENGTHS = (64, 1024, 8192, 32768, 131072, 1 << 23)
+_ROWS = 4096
+_MULTIPROCESSORS = 132  # of an H100
+
+
+class Code(NamedTuple):
+    """What a kernel is once it is compiled.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of machine code and what belongs to it.
+    registers : int
+        Of a thread.
+    spilled : int
+        Bytes that a thread writes to memory because it has too few registers.
+    stack : int
+        Bytes of memory that a thread has to itself.
+    shared : int
+        Bytes of shared memory of a block.
+    """
+
+    size: int
+    registers: int
+    spilled: int
+    stack: int
+    shared: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether arrays are in registers: memory beyond what is spilled is one that is not."""
+        return self.stack <= self.spilled + 16
+
+
+class CompileError(Exception):
+    """NVRTC's words about a kernel."""
+
+
+def unusable() -> str | None:
+    """Why nothing can be compiled here; None if it can."""
+    if _path() is None:
+        return "NVRTC is not installed: pip install nvidia-cuda-nvrtc"
+    return None
+
+
+def _path() -> Path | None:
+    spec = importlib.util.find_spec("nvidia")
+    places = (spec and spec.submodule_search_locations) or ()
+    found = [path for place in places for path in sorted(Path(place).glob("*/lib/libnvrtc.so.*"))]
+    return found[0] if found else None
+
+
+@cache
+def _nvrtc() -> ctypes.CDLL:
+    path = _path()
+    if path is None:
+        raise OSError(unusable())
+    return ctypes.CDLL(str(path))
+
+
+def compiled(kernel: Kernel, architecture: str) -> Code:
+    """Compile a kernel to machine code.
+
+    Raises
+    ------
+    CompileError
+        With what NVRTC has to say.
+    """
+    nvrtc, program = _nvrtc(), ctypes.c_void_p()
+    text = source.cuda(kernel).encode()
+    _checked(nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, b"normx.cu", 0, None, None))
+    try:
+        options = (f"--gpu-architecture={architecture}", *source.CUDA_OPTIONS, "--ptxas-options=-v")
+        handed = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+        failed = nvrtc.nvrtcCompileProgram(program, len(options), handed)
+        size = ctypes.c_size_t()
+        _checked(nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size)))
+        log = ctypes.create_string_buffer(size.value)
+        _checked(nvrtc.nvrtcGetProgramLog(program, log))
+        said = log.value.decode()
+        if failed:
+            raise CompileError(f"{kernel.name} for {architecture}: {said}")
+        _checked(nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size)))
+        return Code(
+            size.value,
+            _number(r"Used (\d+) registers", said),
+            _number(r"(\d+) bytes spill stores", said),
+            _number(r"(\d+) bytes stack frame", said),
+            _number(r"(\d+) bytes smem", said),
+        )
+    finally:
+        nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+
+
+def _checked(code: int) -> None:
+    if code:
+        raise CompileError(f"NVRTC failed with code {code}")
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return int(found[1]) if found else 0
+
+
+# ------------------------------------------------------------------------------- which kernels
+
+
+def kernel(
+    name: str, dtype: str, n: int, *, backward: bool, options: bool = False, columns: bool = False
+) -> Kernel:
+    """The kernel of a call: plain, or with every option that there is, arrays all of them."""
+    record, program = record_of(name), PROGRAMS[name]
+    shape, axis = ((n, _ROWS), 0) if columns else ((_ROWS, n), 1)
+    x = np.broadcast_to(np.zeros((), numpy_library.dtype(dtype)), shape)
+    keywords = _options(record, shape, axis) if options else {}
+    passed = {**record.example, **keywords}
+    plan = prepare(record, numpy_library, x, {**passed, "axis": axis}, library_of).plan
+    found = program_of(plan, backward=backward)
+    if isinstance(found, Refusal):
+        raise TypeError(f"{name}: {found.reason}")
+    defaults = {k: p.default for k, p in record.keywords.items()}
+    parameters = {k: passed.get(k, defaults[k]) for k in plan.parameters}
+    views = _views(plan, program, parameters, backward=backward)
+    go = launch(
+        plan,
+        program,
+        views,
+        parameters,
+        sinks=(1, 0, 0),
+        backward=backward,
+        resident=_MULTIPROCESSORS,
+    )
+    return go.kernel
+
+
+def _options(record: Record, shape: tuple[int, ...], axis: int) -> dict[str, Any]:
+    row = tuple(1 if i == axis else size for i, size in enumerate(shape))
+    known = {
+        "where": np.broadcast_to(np.True_, shape),
+        "temperature": np.ones(row, np.float32),
+        "softcap": 30.0,
+    }
+    for spec in record.parameters:
+        if spec.name in {*PROGRAMS[record.name].parameters, "sink"}:
+            known[spec.name] = _value(spec, row, shape)
+    return {name: value for name, value in known.items() if name in record.keywords}
+
+
+def _value(spec: Parameter, row: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    one = np.full((), 1.0 + (spec.minimum or spec.above or 0.0), np.float32)
+    return np.broadcast_to(one, shape if spec.shape == "elements" else row)
+
+
+def _views(
+    plan: Plan, program: Program, parameters: Mapping[str, Any], *, backward: bool
+) -> dict[Operand, View]:
+    """Where the arrays of a call lie: side by side, in the order of their axes."""
+    (axis,) = plan.axis
+    steps = tuple(math.prod(plan.shape[i + 1 :]) for i in range(2))
+    scores = View(steps, aligned=True)
+    row = View(tuple(int(i != axis) for i in range(2)))
+    reduces = plan.record.kind == "reduction"
+    views = {Operand.X: scores, Operand.Y: row if reduces and not backward else scores}
+    if backward:
+        views[Operand.G] = row if reduces else scores
+    if plan.where is not None:
+        views[Operand.WHERE] = scores
+    for name, value in parameters.items():
+        if not hasattr(value, "shape"):
+            continue
+        read, written = _operands(program, name)
+        views[read] = scores if value.shape == plan.shape else row
+        if backward:
+            views[written] = views[read]
+    return views
+
+
+def _operands(program: Program, name: str) -> tuple[Operand, Operand]:
+    if name == "temperature":
+        return Operand.TEMPERATURE, Operand.DTEMPERATURE
+    if name == "sink":
+        return Operand.SINK, Operand.DSINK
+    k = program.parameters.index(name)
+    return Operand(Operand.P0 + k), Operand(Operand.D0 + k)
+
+
+def every(
+    names: Sequence[str] = tuple(PROGRAMS),
+    dtypes: Sequence[str] = tuple(SIZES),
+    lengths: Sequence[int] = LENGTHS,
+) -> Iterator[Kernel]:
+    """Every function both ways, in every dtype and geometry, each kernel once; then all options."""
+    seen: set[Kernel] = set()
+    forms = [(n, False, False) for n in lengths]
+    forms += [(lengths[0], False, True), (lengths[0], True, False)]
+    for name in names:
+        for backward in (False, True):
+            for dtype in dtypes:
+                for n, options, columns in forms:
+                    made = kernel(
+                        name, dtype, n, backward=backward, options=options, columns=columns
+                    )
+                    if made not in seen:
+                        seen.add(made)
+                        yield made
+
+
+def table(codes: Mapping[Kernel, Sequence[Code]]) -> str:
+    """The most that the kernels of a function take, in Markdown."""
+    rows = ["| kernels | registers | spilled bytes | in |", "|---|---|---|---|"]
+    of: dict[str, list[tuple[Code, Kernel]]] = {}
+    for made, found in codes.items():
+        way = "backward" if made.flags & Flag.BACKWARD else "forward"
+        of.setdefault(f"{made.program}, {way}", []).extend((code, made) for code in found)
+    for label, pairs in of.items():
+        registers = [code.registers for code, _ in pairs]
+        most, where = max(pairs, key=lambda pair: pair[0].spilled)
+        worst = f"`{where.name}`" if most.spilled else ""
+        rows.append(
+            f"| {label} | {min(registers)} to {max(registers)} | {most.spilled} | {worst} |"
+        )
+    return "\n".join(rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compile all kernels for all architectures, and print what they take."""
+    parser = argparse.ArgumentParser(prog="python -m normx_gpu.nvrtc", description=__doc__)
+    parser.add_argument("--program", action="append", help="a function; repeatable (default: all)")
+    parser.add_argument("--dtype", action="append", help="a dtype; repeatable (default: all)")
+    parser.add_argument("--arch", action="append", help="repeatable (default: all)")
+    asked = parser.parse_args(arguments)
+    reason = unusable()
+    if reason is not None:
+        sys.stderr.write(f"{reason}\n")
+        return 1
+    kernels = list(every(asked.program or tuple(PROGRAMS), asked.dtype or tuple(SIZES)))
+    architectures = asked.arch or ARCHITECTURES
+    pairs = [(made, architecture) for made in kernels for architecture in architectures]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(lambda pair: compiled(*pair), pairs))
+    codes: dict[Kernel, list[Code]] = {}
+    for (made, _), code in zip(pairs, found, strict=True):
+        codes.setdefault(made, []).append(code)
+    in_memory = {made.name for (made, _), code in zip(pairs, found, strict=True) if not code.kept}
+    for name in sorted(in_memory):
+        sys.stderr.write(f"{name} has arrays in memory that are meant for registers\n")
+    where = ", ".join(architectures)
+    sys.stdout.write(f"{len(kernels)} kernels, compiled for {where}.\n\n{table(codes)}\n")
+    return 1 if in_memory else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
