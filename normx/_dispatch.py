@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple, TypeVar
@@ -413,15 +413,15 @@ def _bind(
     x: Array,
     keywords: Mapping[str, Any],
     *,
-    on_host: bool | None = None,
+    away: bool = False,
 ) -> _Bound:
     explicit = _explicit(keywords)
     if explicit is not None and explicit not in backend_names():
         known = ", ".join(backend_names())
         raise wrong(ValueError, record.name, "backend", repr(explicit), f"one of {known}")
     prepared = prepare(record, library, x, keywords, library_of)
-    if on_host is not None:
-        prepared.plan = replace(prepared.plan, on_host=on_host)
+    if away:
+        prepared.plan = prepared.plan.away()
     bare = prepared.direct and not prepared.plan.out
     name, call = _choose(prepared.plan, explicit, implementation)
     if name != reference_backend.name:  # whose formulas are operations of the library itself
@@ -484,7 +484,7 @@ def _called_away(name: str, x: Any, keywords: Mapping[str, Any]) -> Any:
     """Call a function whose scores cannot be read now, as only the attempt has shown."""
     record = record_of(name)
     library, x = _arrive(record, x)
-    return _bind(record, library, x, keywords, on_host=False).run(x, keywords)
+    return _bind(record, library, x, keywords, away=True).run(x, keywords)
 
 
 _NOTHING: Mapping[str, Any] = {}
@@ -548,7 +548,7 @@ def explain(f: Callable[..., Any] | str, x: Any, /, **params: Any) -> Explanatio
     explicit = _explicit(params)
     plan = prepare(record, library, x, params, library_of).plan
     if plan.on_host and explicit != reference_backend.name and not library.in_reach(x):
-        plan = replace(plan, on_host=False)
+        plan = plan.away()
     candidates = []
     for name, answer in _asked(plan, explicit, implementation):
         if isinstance(answer, Refusal):

@@ -128,6 +128,8 @@ def capabilities() -> tuple[Capability, ...]:
         if not availability.usable:
             continue
         home = library(name)
+        if home.unusable() is not None:
+            continue
         example = home.from_numpy(np.zeros((2, 3), np.float32))
         for dtype in FLOATS:
             try:

@@ -11,7 +11,7 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,8 @@ class Plan:
         Whether the result goes into a given array.
     on_host : bool
         Whether the arrays can be read in host memory.
+    on_cuda : bool
+        Whether they are in the memory of a CUDA device.
     """
 
     record: Record
@@ -77,6 +79,11 @@ class Plan:
     constants: Mapping[str, Any] = field(default_factory=dict)
     out: bool = False
     on_host: bool = False
+    on_cuda: bool = False
+
+    def away(self) -> Plan:
+        """The same for arrays whose values cannot be had now."""
+        return replace(self, on_host=False, on_cuda=False)
 
     @property
     def result_shape(self) -> tuple[int, ...]:
@@ -264,6 +271,7 @@ def prepare(
         constants=constants_of_plan,
         out=out is not None,
         on_host=library.on_host(x),
+        on_cuda=library.on_cuda(x),
     )
     keepdims = None
     if get.get("keepdims"):

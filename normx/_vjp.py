@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 from normx._dispatch import _arrive, choose_gradient, library_of, traced
@@ -108,7 +107,7 @@ def vjp(
         try:
             gradients, kernel = gradient_of(scores, where, arrays, result, dy)
         except NotOnHost:
-            who, other = choose_gradient(replace(plan, on_host=False), params)
+            who, other = choose_gradient(plan.away(), params)
             gradients, kernel = other(scores, where, arrays, result, dy)
         for name in passed.keys() - gradients.keys():  # a threshold, say, has gradient 0
             gradients[name] = xp.zeros_like(gradients["x"])

@@ -61,7 +61,7 @@ class Refusal:
 
 
 class NotOnHost(Exception):  # noqa: N818  # no error: another backend is asked
-    """Raised by `Library.host_view` for values that cannot be had now, in a trace say."""
+    """Raised for values that cannot be had now, in a trace say."""
 
 
 class Call(Protocol):
@@ -266,6 +266,10 @@ class Library(ABC):
     def namespace(self) -> Any:
         """The array-API namespace."""
 
+    def unusable(self) -> str | None:
+        """Why it has no arrays here, though it is installed; None if it has."""
+        return None
+
     def check(self, x: Array, argument: str = "x") -> str | None:
         """Why an array cannot be taken as `argument`, with the cure; None if it can."""
         return None
@@ -318,6 +322,26 @@ class Library(ABC):
     def host_adopt(self, fresh: np.ndarray) -> Array:
         """A fresh array of NumPy's as one of this library, in the same memory where it can be."""
         raise NotImplementedError
+
+    def on_cuda(self, x: Array) -> bool:
+        """Whether the data of `x` is in the memory of a CUDA device now: part of a plan's key."""
+        return False
+
+    def cuda_view(self, x: Array) -> Any:
+        """What hands over the memory of an array on a CUDA device, through DLPack."""
+        return x
+
+    def cuda_stream(self, x: Array) -> int | None:
+        """The address of the stream in which what is done to `x` is queued; None if not known."""
+        return None
+
+    def cuda_empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Array | None:
+        """Memory of this library for a result; None where anybody's does as well."""
+        return None
+
+    def cuda_adopt(self, fresh: Any) -> Array:
+        """A fresh array of CuPy's as one of this library, in the same memory."""
+        return self.namespace().from_dlpack(fresh)
 
     def entered(self, plan: Plan, backend: str, call: Call) -> Call:
         """A backend's call as one that the library itself differentiates, traces and maps.

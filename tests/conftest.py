@@ -12,9 +12,21 @@ settings.register_profile("long", deadline=None, max_examples=2000)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="thousands of examples, a million calls")
+    parser.addoption("--emulated", action="store_true", help="CuPy and MLX on an emulated GPU")
+    parser.addoption("--cuda", action="store_true", help="tensors of torch on a CUDA device")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("cuda"):
+        import torch
+
+        torch.set_default_device("cuda")
+    if config.getoption("emulated"):
+        from normx_gpu import emulated
+
+        emulated.install()
+        if "mlx" in (config.getoption("library") or ()):
+            emulated.install_mlx()
     if "gpu-emulator" in (config.getoption("backend") or ()):
         from normx_gpu import emulator
 

@@ -108,7 +108,7 @@ def forward(plan: Plan, xp: Any, empty: Callable[..., Array], run: Run) -> Call 
         if 0 in plan.shape:
             y[...] = -xp.inf if plan.record.log_space else 0.0
             return y, f"normx_{program.name}_nothing"
-        parameters = _without_nothing(parameters)
+        parameters = without_nothing(parameters)
         arrays = _operands(plan, program, xp, x, where, parameters)
         arrays[Operand.Y] = xp.broadcast_to(xp.reshape(y, form), plan.shape) if reduces else y
         return y, run(plan, program, arrays, parameters, backward=False)
@@ -130,7 +130,7 @@ def backward(plan: Plan, xp: Any, empty: Callable[..., Array], run: Run) -> Pull
         y: Array | None,
         dy: Array,
     ) -> tuple[dict[str, Array], str]:
-        parameters = _without_nothing(parameters)
+        parameters = without_nothing(parameters)
         arrays = _operands(plan, program, xp, x, where, parameters)
         dy = dy.astype(x.dtype, copy=False)
         if plan.record.kind == "reduction":
@@ -138,8 +138,7 @@ def backward(plan: Plan, xp: Any, empty: Callable[..., Array], run: Run) -> Pull
         arrays[Operand.G] = dy
         gradients = {"x": empty(plan.shape, plan.dtype)}
         arrays[Operand.Y] = gradients["x"]
-        places = _places(program, Operand.D0, Operand.DTEMPERATURE)
-        for name, operand in places.items():
+        for name, operand in places(program, Operand.D0, Operand.DTEMPERATURE).items():
             if name in parameters:
                 arrays[operand] = gradients[name] = empty(form, wide)
         sink = parameters.get("sink")
@@ -177,12 +176,13 @@ def topk(plan: Plan, k: int, empty: Callable[..., Array], run: Run) -> TopKCall 
     return call
 
 
-def _without_nothing(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+def without_nothing(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters, but for sinks of which there are none."""
     return {k: v for k, v in parameters.items() if 0 not in getattr(v, "shape", ())}
 
 
-def _places(program: Program, first: Operand, temperature: Operand) -> dict[str, Operand]:
+def places(program: Program, first: Operand, temperature: Operand) -> dict[str, Operand]:
+    """The operands of what has one value per row, from that of parameter 0 on."""
     own = {name: Operand(first + k) for k, name in enumerate(program.parameters)}
     return {"temperature": temperature, **own}
 
@@ -199,7 +199,7 @@ def _operands(
     arrays = {Operand.X: x}
     if where is not None:
         arrays[Operand.WHERE] = xp.broadcast_to(where, plan.shape)
-    for name, operand in _places(program, Operand.P0, Operand.TEMPERATURE).items():
+    for name, operand in places(program, Operand.P0, Operand.TEMPERATURE).items():
         if hasattr(parameters.get(name), "shape"):
             arrays[operand] = xp.broadcast_to(parameters[name], plan.shape)
     if hasattr(parameters.get("sink"), "shape"):
@@ -280,6 +280,43 @@ def launch(
     kernel = Kernel(program.name, plan.dtype, chosen, flags, len(outer), len(reduced))
     numbers = _numbers(plan, program, parameters, n)
     return Launch(kernel, chosen.grid(rows), chosen.block, tuple(words), numbers)
+
+
+def launch_of(
+    plan: Plan,
+    program: Program,
+    arrays: Mapping[Operand, Array],
+    parameters: Mapping[str, Any],
+    address: Callable[[Array], int],
+    *,
+    backward: bool,
+    resident: int = 0,
+    choose: Callable[..., Geometry] = geometry,
+) -> Launch:
+    """The same for arrays with NumPy's attributes, whose first entry is at ``address(array)``."""
+    views = {
+        operand: View(_steps(array)[: len(plan.shape)], address(array) % VECTOR_BYTES == 0)
+        for operand, array in arrays.items()
+    }
+    sink, dsink = arrays.get(Operand.SINK), arrays.get(Operand.DSINK)
+    count = 0 if "sink" not in parameters else 1 if sink is None else sink.shape[-1]
+    steps = [0 if array is None else _steps(array)[-1] for array in (sink, dsink)]
+    return launch(
+        plan,
+        program,
+        views,
+        parameters,
+        sinks=(count, steps[0], steps[1]),
+        backward=backward,
+        resident=resident,
+        choose=choose,
+    )
+
+
+def _steps(array: Array) -> tuple[int, ...]:
+    """Strides in elements, 0 along axes of size 1."""
+    axes = zip(array.shape, array.strides, strict=True)
+    return tuple(0 if size == 1 else stride // array.itemsize for size, stride in axes)
 
 
 #: One axis: its size, and each operand's stride along it.

@@ -23,7 +23,7 @@ from normx._libraries import numpy_library
 from normx._plan import Plan
 from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
 from normx_gpu import call, source
-from normx_gpu.abi import RESULTS, Operand
+from normx_gpu.abi import RESULTS, Flag, Operand
 from normx_gpu.launch import geometry
 from normx_gpu.programs import Program
 from normx_gpu.source import EXACT
@@ -124,22 +124,24 @@ class Emulator(Backend):
     ) -> str:
         """Run one kernel, with all checks."""
         arrays = {o: a if a.flags.aligned or o in RESULTS else a.copy() for o, a in arrays.items()}
-        views = {o: _view(a, len(plan.shape)) for o, a in arrays.items()}
-        sink, dsink = arrays.get(Operand.SINK), arrays.get(Operand.DSINK)
-        count = 0 if "sink" not in parameters else 1 if sink is None else sink.shape[-1]
-        go = call.launch(
+        go = call.launch_of(
             plan,
             program,
-            views,
+            arrays,
             parameters,
-            sinks=(count, _last_stride(sink), _last_stride(dsink)),
+            lambda array: array.ctypes.data,
             backward=backward,
             choose=self.choose,
         )
+        self.emulate(go, arrays)
+        return go.kernel.name
+
+    def emulate(self, go: call.Launch, arrays: Mapping[Operand, Array]) -> None:
+        """Do what a GPU would do with a launch."""
         self.ran.add(go.kernel)
-        geometry = go.kernel.geometry
+        kernel, geometry = go.kernel, go.kernel.geometry
         words = np.array(go.words, np.int64)
-        numbers = np.array(go.numbers, call.arithmetic_of(plan.dtype))
+        numbers = np.array(go.numbers, call.arithmetic_of(kernel.dtype))
         handed = _Call(
             words=words.ctypes.data,
             numbers=numbers.ctypes.data,
@@ -149,17 +151,17 @@ class Emulator(Backend):
             parts=geometry.parts,
             warp=self.warp,
             vector=geometry.vector,
-            exact=plan.dtype in EXACT,
+            exact=kernel.dtype in EXACT,
             backwards=self.backwards,
         )
         written = {o: _fill(handed.operand[o], a, o in RESULTS) for o, a in arrays.items()}
         with self._lock:
             self._library = self._library or build(self._text or source.host())
             failed = self._library.nx_emulate(
-                program.name.encode(),
-                plan.dtype == "float64",
+                kernel.program.encode(),
+                kernel.dtype == "float64",
                 geometry.loop,
-                backward,
+                bool(kernel.flags & Flag.BACKWARD),
                 ctypes.byref(handed),
             )
             if failed:
@@ -171,7 +173,6 @@ class Emulator(Backend):
             wanted = _elements(arrays[operand])
             if int(flags.sum()) != wanted:
                 raise Fault(f"{go.kernel.name}: {flags.sum()} of {wanted} {operand.name} written")
-        return go.kernel.name
 
 
 def _empty(shape: tuple[int, ...], dtype: str) -> Array:
@@ -182,18 +183,6 @@ def _elements(array: Array) -> int:
     """How many elements an array has in memory: axes along which it was broadcast have one."""
     axes = zip(array.shape, array.strides, strict=True)
     return math.prod(size for size, stride in axes if stride != 0)
-
-
-def _last_stride(array: Array | None) -> int:
-    return 0 if array is None else int(array.strides[-1] // array.itemsize)
-
-
-def _view(array: Array, ndim: int) -> call.View:
-    strides = tuple(
-        0 if size == 1 else stride // array.itemsize
-        for size, stride in zip(array.shape, array.strides, strict=True)
-    )
-    return call.View(strides[:ndim], array.ctypes.data % 16 == 0)
 
 
 def _fill(buffer: _Buffer, array: Array, is_result: bool) -> Array | None:

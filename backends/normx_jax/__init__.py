@@ -23,7 +23,7 @@ def _namespace() -> Any:
 class JaxLibrary(ArrayAPILibrary):
     """jax.Array, traced or not."""
 
-    preference = ("native", "reference")
+    preference = ("native", "cupy", "reference")
     arithmetic = "float32"
     flushes_subnormals = True
 
@@ -49,7 +49,7 @@ class JaxLibrary(ArrayAPILibrary):
 
     def key(self, x: Any) -> Any:
         # Whether values may be looked at is part of what a plan depends on.
-        return x.shape, x.dtype, self.is_concrete(x), self.on_host(x)
+        return x.shape, x.dtype, self.is_concrete(x), self.on_host(x), self.on_cuda(x)
 
     def is_concrete(self, x: Any) -> bool:
         import jax
@@ -60,6 +60,12 @@ class JaxLibrary(ArrayAPILibrary):
         from normx_jax import _primitives
 
         return _primitives.on_host(x)
+
+    def on_cuda(self, x: Any) -> bool:
+        # What is traced becomes a program of XLA's, by the formula.
+        from normx_jax import _primitives
+
+        return self.is_concrete(x) and _primitives.on_cuda(x)
 
     def is_followed(self, x: Array) -> bool:
         return not self.is_concrete(x)

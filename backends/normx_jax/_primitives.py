@@ -35,6 +35,15 @@ def on_host(x: Array) -> bool:
     return bool(x.devices() == ({chosen} if chosen else _first()) and _is_cpu(x.devices()))
 
 
+def on_cuda(x: Array) -> bool:
+    """Whether an array that has come is on one CUDA device, and nowhere else."""
+    devices = x.devices()
+    if len(devices) != 1:
+        return False
+    (device,) = devices
+    return device.platform == "gpu" and "cuda" in device.client.platform_version
+
+
 @cache
 def _first() -> set[Any]:
     return {jax.devices()[0]}

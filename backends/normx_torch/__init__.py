@@ -38,7 +38,7 @@ def _is_followed(x: Any) -> bool:
 class TorchLibrary(ArrayAPILibrary):
     """torch.Tensor on any device."""
 
-    preference = ("native", "reference")
+    preference = ("native", "cupy", "reference")
     arithmetic = "float32"
     mutable = True
 
@@ -74,6 +74,21 @@ class TorchLibrary(ArrayAPILibrary):
         if fresh.dtype.kind == "V":  # bfloat16
             return torch.from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(fresh)
+
+    def on_cuda(self, x: Any) -> bool:
+        return bool(x.device.type == "cuda") and torch.version.hip is None  # which says "cuda" too
+
+    def cuda_view(self, x: Any) -> Any:
+        return x.detach().resolve_neg()
+
+    def cuda_stream(self, x: Any) -> int | None:
+        return int(torch.cuda.current_stream(x.device).cuda_stream)
+
+    def cuda_empty(self, shape: tuple[int, ...], dtype: str, device: int) -> Any:
+        return torch.empty(shape, dtype=self.dtype(dtype), device=torch.device("cuda", device))
+
+    def cuda_adopt(self, fresh: Any) -> Any:
+        return torch.from_dlpack(fresh)
 
     def entered(self, plan: Plan, backend: str, call: Call) -> Call:
         plain, transformation, modes = _ops.PLAIN, _ops.transformation, _ops.modes

@@ -93,6 +93,7 @@ def _plan(form: Form, x: Tensor, where: Tensor | None) -> Plan:
         softcap=form.softcap,
         constants=form.constants,
         on_host=library("torch").on_host(x),
+        on_cuda=library("torch").on_cuda(x),
     )
 
 

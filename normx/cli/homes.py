@@ -97,6 +97,8 @@ def homes() -> tuple[Home, ...]:
     for root, there in normx.libraries().items():
         if there.usable:
             library = plugin(root)  # one library may own several root modules
+            if library.unusable() is not None:
+                continue
             make = _MAKERS.get(library.name, _from_namespace(library.namespace))
             compiles = library.name in _COMPILING
             found.setdefault(library.name, Home(library.name, root, make, compiles))
