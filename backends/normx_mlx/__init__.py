@@ -21,7 +21,7 @@ def _namespace() -> Any:
 class MLXLibrary(ArrayAPILibrary):
     """mlx.core.array, on whichever stream is the default."""
 
-    preference = ("native", "reference")
+    preference = ("native", "mlx", "reference")
     arithmetic = "float32"
     mutable = True
     flushes_subnormals = True
@@ -65,6 +65,13 @@ class MLXLibrary(ArrayAPILibrary):
             return False
         return True
 
+    def dtype(self, name: str) -> Any:
+        import mlx.core as mx
+
+        if name == "float64" and mx.default_device() != mx.cpu:
+            raise AttributeError("float64 needs the CPU as MLX's default device")
+        return super().dtype(name)
+
     def asarray(self, value: Any, dtype: str, like: Any) -> Any:
         return self.namespace().asarray(value, dtype=self.dtype(dtype))
 
@@ -97,8 +104,11 @@ class MLXLibrary(ArrayAPILibrary):
         return mx.stop_gradient(x)
 
     def from_numpy(self, x: Any) -> Any:
-        # Without a dtype, float64 would become float32.
-        return self.namespace().array(x, dtype=self.dtype(x.dtype.name))
+        # Without a dtype, float64 would become float32, as it has to on a GPU.
+        try:
+            return self.namespace().array(x, dtype=self.dtype(x.dtype.name))
+        except AttributeError:
+            return self.namespace().array(x)
 
     def to_numpy(self, x: Any) -> Any:
         if x.dtype == self.namespace().bfloat16:  # no buffer format stands for it

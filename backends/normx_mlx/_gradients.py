@@ -127,8 +127,13 @@ def _function(pieces: _Pieces) -> Any:
     def jvp(primals: Any, tangents: Any) -> Array:
         return _pushed(pieces.formula, primals, tangents)[0]
 
+    def vmap(inputs: Any, axes: Any) -> tuple[Array, int]:
+        return mx.vmap(pieces.formula, in_axes=tuple(_several(axes)))(*_several(inputs)), 0
+
     function.vjp(vjp)
     function.jvp(jvp)
+    if not pieces.plan.on_host:  # kernels in a graph have no rule of their own
+        function.vmap(vmap)
     return function
 
 
@@ -145,8 +150,15 @@ def _gradients(pieces: _Pieces, y: Array) -> Any:
     def jvp(primals: Any, tangents: Any) -> list[Array]:
         return _pushed(pieces.gradients_by_formula, primals, tangents)
 
+    def vmap(inputs: Any, axes: Any) -> tuple[list[Array], list[int]]:
+        rule = mx.vmap(pieces.gradients_by_formula, in_axes=tuple(_several(axes)))
+        mapped = _several(rule(*_several(inputs)))
+        return mapped, [0] * len(mapped)
+
     function.vjp(vjp)
     function.jvp(jvp)
+    if not pieces.plan.on_host:
+        function.vmap(vmap)
     return function
 
 

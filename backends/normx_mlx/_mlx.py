@@ -44,5 +44,12 @@ def _near_zero(t: Any) -> Any:
     return total
 
 
+def moveaxis(x: Any, source: tuple[int, ...], destination: tuple[int, ...]) -> Any:
+    """Several axes at once, as the array API has it."""
+    to = {d % x.ndim: s % x.ndim for s, d in zip(source, destination, strict=True)}
+    others = iter(i for i in range(x.ndim) if i not in to.values())
+    return x.transpose(*(to[i] if i in to else next(others) for i in range(x.ndim)))
+
+
 def __getattr__(name: str) -> Any:
     return getattr(mx, name)
