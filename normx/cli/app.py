@@ -256,6 +256,9 @@ def bench(
         ),
     ] = False,
     max_size: Annotated[int, typer.Option(help="Longest row of --algorithms.")] = 1 << 26,
+    device: Annotated[
+        str, typer.Option(help="cpu, or gpu: softmax on CUDA, over lengths and dtypes.")
+    ] = "cpu",
     quick: Annotated[
         bool, typer.Option("--quick", help="Small arrays only: whether all works, in seconds.")
     ] = False,
@@ -275,15 +278,21 @@ def bench(
 
     settings = it.Settings(dtype, repeats, threads)
     it.check(settings)
+    if device not in _DEVICES:
+        raise screen.allowed("device", device, _DEVICES)
     if function is not None and function in training.STUDIES:
         wide = None if dtype == "float32" else dtype
-        others = (shape or None, axis, ready, peer or None, plot, algorithms or None, wide)
+        away = None if device == "cpu" else device
+        others = (shape or None, axis, ready, peer or None, plot, algorithms or None, wide, away)
         if any(value is not None for value in others):
             raise screen.CommandError(
                 f"normx bench {function} takes --repeats, --threads, --quick and --json"
             )
         _check_files(json, None)
         _training(function, settings, quick, json)
+        return
+    if device == "gpu":
+        _on_gpu(it.record_named(function) if function else None, settings, quick, json, plot)
         return
     if function is None:
         _check_whole(
@@ -320,6 +329,29 @@ def bench(
         report.write_json(json, report.as_json(function, results, settings))
     if plot is not None:
         report.draw(function, results, settings, plot)
+    _say_where(json, plot)
+
+
+_DEVICES = ("cpu", "gpu")
+
+
+def _on_gpu(record: Any, settings: Any, quick: bool, json: Path | None, plot: Path | None) -> None:
+    from normx.cli import bench_report as report
+    from normx.cli import gpu as it
+
+    it.check()
+    _check_files(json, plot)
+    chosen = it.cases(record, settings.dtype, quick=quick)
+    with screen.progress(len(chosen) * settings.repeats) as step:
+        results = it.run(chosen, settings.repeats, it.cuda(), step)
+    console = screen.console()
+    for table in it.tables(results):
+        console.print(table)
+    console.print(it.footnote(results, settings.repeats), style="dim", markup=False)
+    if json is not None:
+        report.write_json(json, it.as_json(results, settings.repeats))
+    if plot is not None:
+        it.draw(results, settings.repeats, plot)
     _say_where(json, plot)
 
 

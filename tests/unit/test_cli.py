@@ -29,6 +29,7 @@ from normx.cli import (
     bench,
     bench_report,
     demo,
+    gpu,
     homes,
     peers,
     plot,
@@ -777,3 +778,42 @@ def test_algorithms_of_the_compiled_backend(tmp_path):
     assert {point["target"] for point in points} == set(targets)
     # Those for other layouts than one row are left out.
     assert len({point["algorithm"] for point in points} & set(module.algorithms("softmax"))) > 1
+
+
+# ------------------------------------------------------------------------- gpu
+
+
+def test_a_bench_on_a_gpu_needs_one(monkeypatch):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: None)
+    assert "torch is not installed" in gpu.refusal()
+    assert "--device gpu: torch is not installed" in error("bench", "--device", "gpu")
+    assert "'tpu'; known are cpu, gpu" in error("bench", "--device", "tpu")
+
+
+def test_a_bench_on_a_gpu_covers_lengths_dtypes_and_rows_that_are_few():
+    chosen = gpu.cases(None, "float32", quick=False)
+    assert {case.dtype for case in chosen} == set(gpu.DTYPES)
+    assert {32, 1 << 22} <= {case.n for case in chosen if case.rows * case.n == gpu.SCORES}
+    assert (1, 1 << 26) in {(case.rows, case.n) for case in chosen}
+    assert {case.n for case in chosen if case.k} == {n for _, n in gpu.TOPK}
+    (dtype,) = {case.dtype for case in gpu.cases(record_of("logsumexp"), "float16", quick=True)}
+    assert dtype == "float16"
+
+
+def test_a_bench_on_a_gpu_reports_all_contestants(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr(gpu, "SCORES", 1 << 10)
+    monkeypatch.setitem(gpu.PEERS, "torch.compile", ("json", lambda case: 1 / 0))
+    here = gpu.Device("cpu", None, lambda: None)
+    chosen = [gpu.Case("softmax", "float32", 4, 16), gpu.Case("softmax", "float32", 2, 16, 3)]
+    results = gpu.run(chosen, 2, here, lambda text: None)
+    for result in results:
+        assert {"copy", "normx", "torch"} <= result.medians.keys()
+        assert result.share("copy") == 1.0 and result.over_torch > 0
+        assert "failed: " in result.left_out["torch.compile"]
+        assert result.left_out["liger"] == "not installed"
+    assert [table.row_count for table in gpu.tables(results)] == [1, 1]
+    assert "torch ÷ normx" in gpu.footnote(results, 2)
+    assert len(gpu.as_json(results, 2)["cases"]) == 2
+    gpu.draw(results, 2, tmp_path / "gpu.png")
+    assert (tmp_path / "gpu.png").stat().st_size > 1000
