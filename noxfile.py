@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import nox
@@ -39,9 +40,10 @@ FULL_SUITE = (
     *("--library=numpy", "--library=array-api-strict"),
 )
 
+CONFORMANCE = "tests/conformance/test_conformance.py"
 #: The GPU kernels, emulated; every length is seen to in tests/gpu, without the exact arithmetic.
 EMULATED = (
-    *("tests/conformance/test_conformance.py", PARALLEL, "--library=numpy"),
+    *(CONFORMANCE, PARALLEL, "--library=numpy"),
     *("--backend=gpu-emulator", "-k", "not test_lengths"),
 )
 
@@ -149,12 +151,66 @@ def tests(session: nox.Session) -> None:
 @nox.session(default=False)
 @nox.parametrize("library", LIBRARIES, ids=LIBRARIES)
 def conformance(session: nox.Session, library: str) -> None:
-    """Run the conformance suite on one array library; the last table has all of them."""
+    """Run the conformance suite on one array library; the last table has all of them.
+
+    CuPy and MLX run their GPU kernels too: emulated, where there is no such GPU.
+    """
+    outcomes = f"--outcomes={session.cache_dir / 'conformance.json'}"
+    chosen = (PARALLEL, f"--library={library}", outcomes)
+    emulated = ("--emulated", f"--backend={library}", "-k", "not test_lengths")
+    session.install(project())
+    if library == "cupy" and lacks_cuda(session):
+        session.install(*group("test"))
+        session.run("pytest", CONFORMANCE, *chosen, *emulated, *session.posargs)
+        return
     install_libraries(session, library)
     session.install(project(), *group("test"), *library_requirements(library))
-    outcomes = f"--outcomes={session.cache_dir / 'conformance.json'}"
-    suite = ("tests/conformance", PARALLEL, f"--library={library}", "--target=best", outcomes)
-    session.run("pytest", *suite, *session.posargs)
+    session.run("pytest", "tests/conformance", *chosen, "--target=best", *session.posargs)
+    if library == "mlx" and sys.platform != "darwin":
+        session.run("pytest", CONFORMANCE, *chosen, *emulated, *session.posargs)
+
+
+def lacks_cuda(session: nox.Session) -> str:
+    """Say what this machine lacks to run CUDA; nothing if it can."""
+    asked = "from normx_cupy import _driver; print(_driver.no_device() or '')"
+    return str(session.run("python", "-P", "-c", asked, silent=True)).strip()
+
+
+@nox.session(default=False)
+def gpu(session: nox.Session) -> None:
+    """Run conformance on a CUDA device for CuPy, torch and JAX, sanitized, and the benchmark.
+
+    On demand, where there is one.  Arguments go to `normx bench --device gpu`.
+    """
+    session.install(project("cli", "plot"), *group("test"))
+    missing = lacks_cuda(session)
+    if missing:
+        session.skip(missing)
+    session.install(project("cli", "plot", "cupy"), *group("test"), *group("gpu"))
+    outcomes = f"--outcomes={session.cache_dir / 'gpu.json'}"
+    for library in ("cupy", "torch", "jax"):
+        cuda = ("--cuda",) if library == "torch" else ()
+        chosen = (f"--library={library}", "--backend=cupy", *cuda)
+        session.run("pytest", CONFORMANCE, *chosen, outcomes)
+    checker = next(Path(session.virtualenv.location).rglob("bin/compute-sanitizer"), None)
+    if checker is None:
+        session.error("nvidia-cuda-sanitizer-api has no compute-sanitizer")
+    suite = (CONFORMANCE, "--library=cupy", "--backend=cupy", "-k", "not test_lengths")
+    for tool in ("memcheck", "racecheck", "initcheck", "synccheck"):
+        checked = (str(checker), f"--tool={tool}", "--error-exitcode=1", "--target-processes=all")
+        session.run(*checked, "python", "-P", "-m", "pytest", *suite, external=True)
+    session.run("normx", "bench", "--device", "gpu", *session.posargs)
+
+
+@nox.session(default=False)
+def gpu_compile(session: nox.Session) -> None:
+    """Compile every CUDA kernel for every architecture, without a GPU, and say what it takes.
+
+    On demand, when kernels change: an hour of one core; all are used.  `-- --program softmax`
+    compiles one function's alone.
+    """
+    session.install(project(), *group("nvrtc"))
+    session.run("python", "-P", "-m", "normx_gpu.nvrtc", *session.posargs)
 
 
 @nox.session(default=False)

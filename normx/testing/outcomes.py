@@ -23,8 +23,8 @@ class Outcomes:
     Parameters
     ----------
     path : str or None
-        A file in which runs are gathered, each in the place of its libraries' last one; the
-        table is that of all of them.
+        A file in which runs are gathered, each in the place of the last one of its libraries
+        and backends; the table is that of all of them.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -62,12 +62,16 @@ class Outcomes:
         kept: dict[str, Outcome] = {}
         if self._path.exists():
             kept = json.loads(self._path.read_text("utf-8"))
-        now = {cell.split()[0] for cell in self._cells}
-        kept = {cell: outcome for cell, outcome in kept.items() if cell.split()[0] not in now}
+        now = {_pair(cell) for cell in self._cells}
+        kept = {cell: outcome for cell, outcome in kept.items() if _pair(cell) not in now}
         kept |= self._cells
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(kept), "utf-8")
         return kept
+
+
+def _pair(cell: str) -> tuple[str, ...]:
+    return tuple(cell.split()[:2])
 
 
 def _table(cells: dict[str, Outcome]) -> Iterator[str]:
