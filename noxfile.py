@@ -142,7 +142,7 @@ def typecheck(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the unit tests, conformance (NumPy, array-api-strict, emulated GPU) and the examples."""
     extras = ("cli", "plot", "bfloat16", "array-api-strict")
-    session.install(project(*extras), *group("test"))
+    session.install(project(*extras), *group("test"), *group("nvrtc"))
     session.run("pytest", *FULL_SUITE, *session.posargs)
     session.run("pytest", *EMULATED, *session.posargs)
     session.run("pytest", *EXAMPLES, *PAGES)
