@@ -244,9 +244,9 @@ def prepare(
         present[key] = _parameter(record, spec, library, x, value, constants, checks, library_of)
         if spec.shape == "elements":
             shape = _broadcast(name, key, shape, present[key], grow=True)
-            promoted = _with_factors(dtype, value, fixed=get["dtype"] is not None)
-            if promoted != dtype:
-                dtype = result_dtype = promoted
+            wider = _with_factors(dtype, value, fixed=get["dtype"] is not None)
+            if wider != dtype:
+                dtype = result_dtype = wider
     axis = _axes(name, get["axis"], len(shape))
     for key, parameter_shape in present.items():
         _check_parameter_shape(name, specs[key], parameter_shape, shape, axis)
@@ -346,22 +346,22 @@ def _dtypes(record: Record, library: Library, x: Array, get: Mapping[str, Any]) 
             TypeError, record.name, "dtype", repr(get["dtype"]), f"a dtype that {library.name} has"
         ) from None
     # A wider result is computed wide; a narrower one is rounded at the end.
-    return _promoted(working, wanted), wanted
+    return promoted(working, wanted), wanted
 
 
 def _is_neutral(key: str, value: Any) -> bool:
-    return key == "temperature" and _is_number(value) and bool(value == 1)
+    return key == "temperature" and is_number(value) and bool(value == 1)
 
 
 def _with_factors(dtype: str, factors: Any, *, fixed: bool) -> str:
     """The working dtype for scores of `dtype` and factors of the terms, as SciPy promotes them."""
     if _is_complex(factors):
         return "complex128" if dtype in ("float64", "complex128") else "complex64"
-    came = dtype if _is_number(factors) or fixed else dtype_name(factors.dtype)
-    return _promoted(dtype, came) if {dtype, came} <= set(FLOATS) else dtype
+    came = dtype if is_number(factors) or fixed else dtype_name(factors.dtype)
+    return promoted(dtype, came) if {dtype, came} <= set(FLOATS) else dtype
 
 
-def _promoted(a: str, b: str) -> str:
+def promoted(a: str, b: str) -> str:
     """The narrowest floating dtype that holds both."""
     return "float32" if {a, b} == set(NARROW) else max(a, b, key=FLOATS.index)
 
@@ -392,7 +392,7 @@ def _axes(function: str, axis: Any, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(normal))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, numbers.Number | np.number) and not isinstance(value, bool)
 
 
@@ -402,7 +402,7 @@ def _python_number(value: Any) -> Any:
 
 
 def _is_complex(value: Any) -> bool:
-    if _is_number(value):
+    if is_number(value):
         return isinstance(value, complex | np.complexfloating)
     return dtype_name(value.dtype) in COMPLEX
 
@@ -422,7 +422,7 @@ def _parameter(
     wanted = "a number or an array of numbers"
     if spec.range:
         wanted += f" that are {spec.range}"
-    if _is_number(value):
+    if is_number(value):
         if isinstance(value, complex | np.complexfloating) and not spec.complex:
             raise wrong(TypeError, function, name, repr(value), wanted)
         if spec.range and not spec.allows(value):
@@ -614,7 +614,7 @@ def _softcap(function: str, value: Any) -> float | None:
     if value is None:
         return None
     wanted = "a number above 0, or None"
-    if not _is_number(value) or isinstance(value, complex | np.complexfloating):
+    if not is_number(value) or isinstance(value, complex | np.complexfloating):
         raise wrong(TypeError, function, "softcap", described(value), wanted)
     if not value > 0:
         raise wrong(ValueError, function, "softcap", repr(value), wanted)

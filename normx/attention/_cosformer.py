@@ -17,7 +17,7 @@ import numpy as np
 
 from normx._dispatch import library_of
 from normx._errors import described, wrong
-from normx._plan import _is_number
+from normx._plan import is_number
 from normx.attention._heads import (
     Heads,
     arrays_of,
@@ -264,7 +264,7 @@ def check_max_len(function: str, value: Any) -> int:
 
 def check_eps(function: str, value: Any) -> None:
     """Refuse what is no small number above 0."""
-    if not _is_number(value) or isinstance(value, complex):
+    if not is_number(value) or isinstance(value, complex):
         raise wrong(TypeError, function, "eps", described(value), "a number above 0")
     if not 0 < value < math.inf:
         raise wrong(ValueError, function, "eps", repr(value), "a finite number above 0")

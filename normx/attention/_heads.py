@@ -11,7 +11,7 @@ import numpy as np
 
 from normx._dispatch import library_of
 from normx._errors import described, wrong
-from normx._plan import FLOATS, INTEGERS, NARROW, _is_number, _promoted
+from normx._plan import FLOATS, INTEGERS, NARROW, is_number, promoted
 from normx.plugins import Library, dtype_name
 
 Array = Any
@@ -228,7 +228,7 @@ def dtypes_of(library: Library, arrays: Mapping[str, Array]) -> tuple[str, str]:
     for x in arrays.values():
         came = dtype_name(x.dtype)
         came = library.default_float() if came in INTEGERS else came
-        result = _promoted(result, came) if result else came
+        result = promoted(result, came) if result else came
     return result, "float32" if result in NARROW else result
 
 
@@ -267,7 +267,7 @@ def scale_of(function: str, scale: Any, size: int) -> Any:
     """What the scores are multiplied by: one over the root of the size by default."""
     if scale is None:
         return 1.0 / math.sqrt(size)
-    if not _is_number(scale) or isinstance(scale, complex):
+    if not is_number(scale) or isinstance(scale, complex):
         raise wrong(TypeError, function, "scale", described(scale), "a real number, or None")
     if not math.isfinite(scale):
         raise wrong(ValueError, function, "scale", repr(scale), "a finite number, or None")

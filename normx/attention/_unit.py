@@ -7,7 +7,7 @@ from typing import Any
 
 from normx._dispatch import library_of
 from normx._errors import described, wrong
-from normx._plan import _is_number
+from normx._plan import is_number
 from normx.attention._attention import attention, attention_vjp
 from normx.attention._heads import arrays_of
 
@@ -369,7 +369,7 @@ def layer_scale(x: ArrayLike, /, *, gamma: ArrayLike = 1e-4) -> Any:
     """
     library, arrays = arrays_of("layer_scale", {"x": x})
     x = arrays["x"]
-    if not _is_number(gamma):
+    if not is_number(gamma):
         _, both = arrays_of("layer_scale", {"x": x, "gamma": gamma})
         gamma = both["gamma"]
         if tuple(gamma.shape) not in ((), (1,), tuple(x.shape[-1:])):

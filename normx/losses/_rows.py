@@ -7,7 +7,7 @@ import numbers
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 Pullback: TypeAlias = Callable[[Any], dict[str, Any]]
 Reduction: TypeAlias = Literal["mean", "sum", "none"]
 
-REDUCTIONS = ("mean", "sum", "none")
+REDUCTIONS = get_args(Reduction)
 
 
 @dataclass(frozen=True, slots=True)

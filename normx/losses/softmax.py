@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normx._calls import known_keywords
+from normx._dispatch import library_of
 from normx._errors import described, wrong
 from normx._options import ArrayLike
 from normx._plan import FLOATS, INTEGERS
@@ -267,8 +268,6 @@ def _weights(batch: Batch, weight: Any) -> Array:
         weight = library.from_numpy(np.asarray(weight))
     if not hasattr(weight, "dtype") or dtype_name(weight.dtype) not in (*FLOATS, *INTEGERS):
         raise wrong(TypeError, batch.function, "weight", described(weight), wanted)
-    from normx._dispatch import library_of
-
     if library_of(weight) is not library:
         raise wrong(TypeError, batch.function, "weight", described(weight), wanted)
     if tuple(weight.shape) != (batch.classes,):
