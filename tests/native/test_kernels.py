@@ -50,6 +50,26 @@ def test_every_kernel_on_every_target(kernel, target):
         check(case, y, expected(case, np.ascontiguousarray(rows)), dtype)
 
 
+@pytest.mark.parametrize("empty", ["zero", "nan", "uniform"])
+def test_sigmoid_of_empty_rows_and_masks(empty):
+    """The kernel knows rows by their length alone; what asks for more goes to the row program."""
+    x = random_rows(40, 6, 3.0).astype(np.float32)
+    x[1], x[2, ::3], x[3, 5] = -np.inf, -np.inf, np.nan
+    where = np.ones(x.shape, bool)
+    where[4], where[5, :30] = False, False
+    for mask in (None, where):
+        with normx.trace() as ran:
+            y = normx.sigmoid(x, where=mask, empty=empty, backend="native")
+        kernel = (
+            "sigmoid_rows"
+            if empty != "zero"
+            else f"sigmoid_f32_{'online' if mask is None else 'packed'}"
+        )
+        assert ran[0].kernel == kernel
+        want = normx.sigmoid(x, where=mask, empty=empty, backend="reference")
+        np.testing.assert_allclose(y, want, rtol=3e-7)
+
+
 def test_the_targets_of_this_cpu_are_all_there():
     flags = {name: (compiled, supported) for name, compiled, supported in _core.targets()}
     assert flags["scalar"] == (True, True)
