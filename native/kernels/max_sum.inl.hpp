@@ -26,7 +26,7 @@ template <class T, class G> NX_INLINE Vec<T> spread_max(const MaxSum<T>* state) 
 template <class T, class G> NX_NOINLINE void count_maxima(G g, const char* x, Vec<T> m, MaxSum<T>* state) {
   Total<T> count[G::rows];
   const Vec<T> zero = all(T(0)), one = all(T(1));
-  g.sum([&](std::int64_t i, auto where) NX_INLINED { return select_eq(load(x + g.pitch * i, where, not_a_number<T>), m, one, zero); }, count);
+  g.sum([&](std::int64_t i, auto where) NX_INLINED { return select_eq(g.read(x, i, where, not_a_number<T>), m, one, zero); }, count);
   for (int r = 0; r < G::rows; ++r) state[r].count = count[r].value();
 }
 template <class T, class G> NX_NOINLINE void count_nans(G g, const char* x, MaxSum<T>* state) {
@@ -34,7 +34,7 @@ template <class T, class G> NX_NOINLINE void count_nans(G g, const char* x, MaxS
   const Vec<T> zero = all(T(0)), one = all(T(1));
   g.sum(
       [&](std::int64_t i, auto where) NX_INLINED {
-        const auto v = load(x + g.pitch * i, where, T(0));
+        const auto v = g.read(x, i, where, T(0));
         return select_eq(v, v, zero, one);
       },
       nans);
@@ -50,7 +50,7 @@ NX_NOINLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<
     g.sum(
         [&](std::int64_t i, auto where) NX_INLINED {
           g.prefetch(x + g.pitch * i, where);
-          const auto v = load(x + g.pitch * i, where, -infinity<T>);
+          const auto v = g.read(x, i, where, -infinity<T>);
           return select_eq(v, m, zero, exp_at(v, ref));
         },
         total);
@@ -59,7 +59,7 @@ NX_NOINLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<
     g.sum(
         [&](std::int64_t i, auto where) NX_INLINED {
           g.prefetch(x + g.pitch * i, where);
-          return exp_at(load(x + g.pitch * i, where, -infinity<T>), ref);
+          return exp_at(g.read(x, i, where, -infinity<T>), ref);
         },
         total);
   }

@@ -27,7 +27,7 @@ NX_INLINE void inverse_of(Total<double> total, double& high, double& low) {
 
 template <class T> struct softmax {
   using State = MaxSum<T>;
-  static constexpr bool reduces = false;
+  static constexpr bool reduces = false, any_length = false;
   static constexpr T nothing = 0;
   static T share(double k) { return static_cast<T>(1 / k); }
 
@@ -73,25 +73,13 @@ template <class T> struct softmax {
     Total<T> total[G::rows];
     g.sum(
         [&](std::int64_t i, auto where) NX_INLINED {
-          const auto part = exp_at(load(x + g.pitch * i, where, -infinity<T>), ref);
+          const auto part = exp_at(g.read(x, i, where, -infinity<T>), ref);
           store(e + g.pitch * i, part, where);
           return part;
         },
         total);
     const Inverse inv = inverse<G>(total);
     g.map(e, y, [&](auto part) NX_INLINED { return inv.times(part); });
-  }
-
-  // A row whose maximum is infinite.
-  template <class S> static NX_NOINLINE void infinite(Row<T> g, const char* x, char* scratch, char* y, Empty empty) {
-    const double kept = static_cast<double>(g.n);
-    if constexpr (sizeof(S) == sizeof(T)) {
-      recompute(g, x, y, empty, &kept);
-    } else {
-      pack<S>(scratch, 64, {x, sizeof(S), 0}, {}, all(T(1)), 1, g.n, nullptr);
-      recompute(g, scratch, scratch, empty, &kept);
-      unpack<S>(scratch, 64, {y, sizeof(S), 0}, {}, scratch, 0, nothing, 1, g.n, false);  // no mask, so nothing is forced
-    }
   }
 
   // Rows as they lie, each passed over once: while the exponentials of a row are computed into scratch, the row before it is
@@ -103,13 +91,14 @@ template <class T> struct softmax {
   // cache has left is the rounding to bfloat16. Streaming halves of lines takes (1024, 4096) to 1.0 and 1.1, and costs more than
   // that as soon as somebody reads the result, which is small enough to stay in L3: 1.02 + 0.20 ms instead of 0.72 + 0.09.
   template <class S, bool streams> static NX_NOINLINE void reload_rows(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
-    constexpr int line_of_x = line_bytes<S>;
-    const Row<T> g{t.n};
+    using G = Row<T, S>;
+    const G g{t.n};
+    const double kept = static_cast<double>(t.n);
     Cursor outer(t.axes, t.outer, first);
     Waiting<S, streams> before{};
     Edge edge;
     T m;
-    g.gather(g.template max<S>(t.x + outer.at.x), &m);
+    g.gather(g.max(t.x + outer.at.x), &m);
     for (std::int64_t unit = first; unit < last; ++unit) {
       const char* const x = t.x + outer.at.x;
       char* const y = t.y + outer.at.y;
@@ -122,22 +111,22 @@ template <class T> struct softmax {
         g.sum(
             [&](std::int64_t i, auto where) NX_INLINED {
               before.write(i, where);
-              const auto ahead = load_as<S>(next + line_of_x * i, where, -infinity<T>);
+              const auto ahead = g.read(next, i, where, -infinity<T>);
               for (int k = 0; k < lines_of(ahead); ++k) {
-                __builtin_prefetch(next + line_of_x * (i + k) + fetch_ahead);
+                __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
                 most = max_skip_nan(most, line(ahead, k));
               }
-              const auto e = exp_at(load_as<S>(x + line_of_x * i, where, -infinity<T>), ref);
+              const auto e = exp_at(g.read(x, i, where, -infinity<T>), ref);
               store(scratch + 64 * i, e);
               return e;
             },
             &total);
-        before = Waiting<S, streams>(y, scratch, t.n, inverse<Row<T>>(&total), edge);
+        before = Waiting<S, streams>(y, scratch, t.n, inverse<G>(&total), edge);
       } else {
         before.write_all();
         before = {};
-        most = g.template max<S>(next);
-        infinite<S>(g, x, scratch, y, t.empty);
+        most = g.max(next);
+        recompute(g, x, y, t.empty, &kept);
       }
       m = reduce_max(most);
     }
@@ -148,17 +137,17 @@ template <class T> struct softmax {
 
   // One running exponent for each lane, so no maximum is needed beforehand. This covers |x| < near_limit; a row that has left
   // that range, or holds a NaN, is done again with its maximum at hand.
-  static NX_NOINLINE void twopass(Row<T> g, const char* x, char* y, Empty empty, const double* kept) {
+  template <class G> static NX_NOINLINE void twopass(G g, const char* x, char* y, Empty empty, const double* kept) {
     Exponent total{{}, lowest_exponent<T>};
     for (std::int64_t first = 0; first < g.n; first += chunk_size<T>) {
-      const Row<T> chunk{g.n - first < chunk_size<T> ? g.n - first : chunk_size<T>, g.ahead};
-      const Exponent next = running_sum(chunk, x + first * static_cast<std::int64_t>(sizeof(T)));
+      const G chunk{g.n - first < chunk_size<T> ? g.n - first : chunk_size<T>, g.ahead};
+      const Exponent next = running_sum(chunk, x + first / Vec<T>::lanes * g.pitch);
       const T n = next.n > total.n ? next.n : total.n;
       total = {scaled(total.sum, static_cast<int>(total.n - n)) + scaled(next.sum, static_cast<int>(next.n - n)), n};
     }
     const bool near = total.n > near_exponent(T(-near_limit)) && total.n < near_exponent(T(near_limit));
     if (!near || !is_finite(total.sum.value())) return recompute(g, x, y, empty, kept);
-    write_ordinary(g, x, y, Reference<T>{all(T(0)), all(total.n)}, inverse<Row<T>>(&total.sum));
+    write_ordinary(g, x, y, Reference<T>{all(T(0)), all(total.n)}, inverse<G>(&total.sum));
   }
 
   template <class G> static void whole(G g, const char* x, char* room, char* y, Empty empty, const double* kept) {
@@ -250,7 +239,7 @@ template <class T> struct softmax {
     T n;
   };
 
-  static Exponent running_sum(Row<T> chunk, const char* x) {
+  template <class G> static Exponent running_sum(G chunk, const char* x) {
     constexpr int V = Vec<T>::lanes;
     Vec<T> highest = all(lowest_exponent<T>);
     Lanes<T> lanes{};
@@ -265,8 +254,8 @@ template <class T> struct softmax {
     for (; i + 8 <= chunk.n / V; i += 8) {
 #pragma GCC unroll 8
       for (int k = 0; k < 8; k += group) {
-        chunk.prefetch(x + 64 * (i + k), Full<group>{});
-        const auto parts = exp_parts(bounded(load(x + 64 * (i + k), Full<group>{}, T(0))));
+        chunk.prefetch(x + chunk.pitch * (i + k), Full<group>{});
+        const auto parts = exp_parts(bounded(chunk.read(x, i + k, Full<group>{}, T(0))));
         for (int j = 0; j < group; ++j) e[k + j] = {line(parts.p, j), line(parts.n, j)};
       }
       add(e);
@@ -274,8 +263,8 @@ template <class T> struct softmax {
     if (i * V < chunk.n) {
       for (int k = 0; k < 8; ++k) e[k] = {all(T(0)), all(lowest_exponent<T>)};
       int k = 0;
-      for (; i < chunk.n / V; ++i) e[k++] = exp_parts(bounded(load<T>(x + 64 * i)));
-      if (chunk.n % V) e[k] = exp_parts(bounded(load(x + 64 * i, Part{static_cast<int>(chunk.n % V)}, -infinity<T>)));
+      for (; i < chunk.n / V; ++i) e[k++] = exp_parts(bounded(chunk.read(x, i, Full<1>{}, T(0))));
+      if (chunk.n % V) e[k] = exp_parts(bounded(chunk.read(x, i, Part{static_cast<int>(chunk.n % V)}, -infinity<T>)));
       add(e);
     }
     const T n = reduce_max(highest);

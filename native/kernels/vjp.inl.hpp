@@ -26,20 +26,19 @@ template <class T> struct logarithms_vjp {
   }
 };
 
-// dx = dy·e/(1 + e)², from the scores: what is left of 1 − y has few digits where y is nearly 1.
+// dx = dy·n·e/den², from the scores: what is left of 1 − y has few digits where y is nearly 1.
 template <class T> struct pointwise_vjp {
   using Type = T;
 
   static void row(Row<T> row, const char* x, const char* dy, char* dx) {
     Total<T> n;
     count_present<false>(row, x, &n);
-    const Words<T> bias = minus_log<Row<T>>(&n);
-    const Vec<T> one = all(T(1));
+    const Vec<T> present = spread_present<Row<T>>(&n), one = all(T(1));
     row.write(dx, [&](std::int64_t at, auto where) NX_INLINED {
       row.prefetch(dy + at, where);
-      const auto e = folded_exp(load(x + at, where, T(0)), bias).e;
-      const auto y = one / (one + e);
-      return load(dy + at, where, T(0)) * (y * (e * y));
+      const auto o = odds(load(x + at, where, T(0)), present);
+      const auto inverse = one / o.den;
+      return load(dy + at, where, T(0)) * ((present * inverse) * (o.e * inverse));
     });
   }
 };

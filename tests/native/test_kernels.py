@@ -70,6 +70,23 @@ def test_sigmoid_of_empty_rows_and_masks(empty):
         np.testing.assert_allclose(y, want, rtol=3e-7)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 3e-7), ("float16", 1e-3), ("bfloat16", 8e-3)]
+)
+@pytest.mark.parametrize("n", [2, 40, 1001, 40_001])
+@pytest.mark.parametrize("target", TARGETS)
+def test_sigmoid_of_rows_that_are_not_finite(target, n, dtype, tolerance):
+    """Written once as if they were, and then again: unless the scores are gone by then."""
+    x = dispatch.numpy_library.cast(random_rows(n, 6, 3.0), dtype)
+    x[1], x[2, ::3], x[3, -1], x[4, 0] = -np.inf, -np.inf, np.nan, np.inf
+    want = normx.sigmoid(x, backend="reference").astype(np.float64)
+    with use_target(target):
+        y = normx.sigmoid(x, backend="native")
+        assert normx.sigmoid(x, out=x, backend="native") is x
+    np.testing.assert_allclose(y.astype(np.float64), want, rtol=tolerance, atol=1e-7)
+    np.testing.assert_array_equal(x.view("u1"), y.view("u1"))
+
+
 def test_the_targets_of_this_cpu_are_all_there():
     flags = {name: (compiled, supported) for name, compiled, supported in _core.targets()}
     assert flags["scalar"] == (True, True)
