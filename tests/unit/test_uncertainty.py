@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import normx
-from normx import uncertainty
 from normx.uncertainty import (
     clip_uncertain,
     consensus_kl,
@@ -15,6 +14,7 @@ from normx.uncertainty import (
     margin,
     mc_dropout,
     select,
+    trust,
     trust_score,
     vote_entropy,
 )
@@ -185,8 +185,8 @@ def test_trust_score_is_that_of_its_paper(alpha, monkeypatch):
     samples, labels = rng.normal(size=(60, 3)), rng.integers(0, 3, 60)
     x, predicted = rng.normal(size=(11, 3)), rng.integers(0, 3, 11)
     want = by_the_book(x, predicted, samples, labels, 4, alpha)
-    for block in (uncertainty._BLOCK, 500):  # at once, and in parts
-        monkeypatch.setattr(uncertainty, "_BLOCK", block)
+    for block in (trust._BLOCK, 500):  # at once, and in parts
+        monkeypatch.setattr(trust, "_BLOCK", block)
         got = trust_score(x, predicted, samples, labels, k=4, alpha=alpha)
         np.testing.assert_allclose(got, want, rtol=1e-12)
 
