@@ -511,3 +511,11 @@ class Library(ABC):
     def finish(self, y: Array) -> Array:
         """Last touch on a result of the library's own."""
         return y
+
+    def in_case(self, condition: Array, f: Callable[[], Array]) -> Array | None:
+        """``f()`` if the condition holds; None if not, or if that cannot be known.
+
+        What is compiled computes it only then, and has zeros else.  A constant: `f` is of what
+        `stop_gradient` returned.
+        """
+        return f() if self.is_concrete(condition) and bool(condition) else None

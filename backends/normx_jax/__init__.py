@@ -151,6 +151,20 @@ class JaxLibrary(ArrayAPILibrary):
         computed: Callable[..., Array] = jax.checkpoint(f)
         return computed
 
+    def in_case(self, condition: Array, f: Callable[[], Array]) -> Array | None:
+        import jax
+
+        if self.is_concrete(condition):
+            return super().in_case(condition, f)
+        nothing = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), jax.eval_shape(f))
+        # Under vmap a branch would be taken always, and thrown away; a loop stops for all.
+        _, found = jax.lax.while_loop(
+            lambda state: state[0],
+            lambda state: (jax.numpy.zeros_like(state[0]), f()),
+            (condition, nothing),
+        )
+        return found
+
     def device(self, x: Any) -> Any:
         # A tracer has no device, and only XLA knows where it will run.
         return super().device(x) if self.is_concrete(x) else None

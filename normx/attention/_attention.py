@@ -99,8 +99,12 @@ def attention(
     block again for the gradient, so that takes no more.  With `return_weights`, and for
     normalizers that draw noise, all scores are there at once.
 
-    float16 and bfloat16 are computed in float32 and rounded once.  A key that no query sees has
-    no effect, whatever it and its value hold.  A query that sees none gets zeros.
+    float16 and bfloat16 are computed in float32 and rounded once.  A query that sees no keys gets
+    zeros.
+
+    A key has no effect on the queries that do not see it, whatever it and its value hold.  Calls
+    that torch compiles or maps, and lazy ones, keep to that for keys that no query sees; if some
+    do, NaN or infinities in the value can be in the results of all.
 
     References
     ----------

@@ -20,7 +20,7 @@ from normx._libraries import numpy_library
 from normx._record import Record, record_of
 from normx._vjp import vjp
 from normx.attention._heads import Heads, check_broadcast
-from normx.plugins import NotOnHost, dtype_name
+from normx.plugins import Library, NotOnHost, dtype_name
 
 Array = Any
 
@@ -66,6 +66,11 @@ class Rule:
     def trims(self) -> bool:
         """Whether keys that a query does not see are as good as absent."""
         return not self.record.fills and self.keywords.get("empty", "zero") == "zero"
+
+    @property
+    def hides(self) -> bool:
+        """Whether some queries may not see keys that others see, and must not feel them."""
+        return self.trims and (self.causal or self.where is not None)
 
     def with_keywords(self, **keywords: Any) -> Rule:
         """The same rule with other values of some keywords."""
@@ -153,8 +158,53 @@ def _keywords(heads: Heads, rule: Rule, start: Any, size: int) -> dict[str, Any]
 
 def _scores(heads: Heads, rule: Rule, start: Any, size: int, keys: int) -> Array:
     xp = heads.xp
-    q = _queries(xp, heads.q, start, size) * rule.scale
-    return xp.matmul(q, xp.matrix_transpose(heads.k[..., :keys, :]))
+    q, k = _queries(xp, heads.q, start, size) * rule.scale, heads.k[..., :keys, :]
+    if not (rule.hides and heads.library.is_followed(k)):
+        return xp.matmul(q, xp.matrix_transpose(k))
+    # The gradient of a query is a mean of the keys, and that of `_mean` holds for it.
+    finite = xp.isfinite(k)
+    fixed_q, fixed_k = (heads.library.stop_gradient(x) for x in (q, k))
+
+    def others() -> Array:
+        scores = xp.matmul(fixed_q, xp.matrix_transpose(fixed_k))
+        return xp.where(xp.all(finite, axis=-1)[..., None, :], 0.0, scores)
+
+    infinite = heads.library.in_case(~xp.all(finite), others)
+    if infinite is None:
+        return xp.matmul(q, xp.matrix_transpose(k))
+    return xp.matmul(q, xp.matrix_transpose(xp.where(finite, k, 0.0))) + infinite
+
+
+def _mean(heads: Heads, rule: Rule, weights: Array, mask: Array | None) -> Array:
+    """The values of the first keys, by their weights.
+
+    A value that is not finite reaches the queries that see it, and no other: 0 times it is NaN.
+    """
+    xp, library = heads.xp, heads.library
+    values = heads.v[..., : weights.shape[-1], :]
+    if mask is None or not rule.hides:
+        return xp.matmul(weights, values)
+    finite = xp.isfinite(values)
+    fixed = library.stop_gradient(weights), library.stop_gradient(values)
+    others = library.in_case(~xp.all(finite), lambda: infinite_part(library, *fixed, mask))
+    if others is None:
+        return xp.matmul(weights, values)
+    return xp.matmul(weights, xp.where(finite, values, 0.0)) + others
+
+
+def infinite_part(library: Library, weights: Array, values: Array, seen: Array) -> Array:
+    """What values that are not finite add to the outputs of the queries that see them."""
+    xp, dtype = library.namespace(), dtype_name(weights.dtype)
+
+    def any_of(keys: Array, values: Array) -> Array:
+        return xp.matmul(library.cast(keys & seen, dtype), library.cast(values, dtype)) > 0
+
+    above, below, none = values == xp.inf, values == -xp.inf, xp.isnan(values)
+    rises = any_of(weights > 0, above) | any_of(weights < 0, below)
+    falls = any_of(weights > 0, below) | any_of(weights < 0, above)
+    lost = any_of(weights == 0, above | below) | any_of(seen, none) | (rises & falls)
+    infinite = xp.where(rises, xp.inf, xp.where(falls, -xp.inf, library.cast(falls, dtype)))
+    return library.cast(xp.where(lost, xp.nan, infinite), dtype)
 
 
 def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:
@@ -185,8 +235,9 @@ def without_unseen(heads: Heads, where: Array | None) -> Heads:
 def weights_and_outputs(heads: Heads, rule: Rule) -> tuple[Array, Array]:
     """All weights, because they were asked for, and the outputs."""
     queries, keys = heads.lengths
-    weights = _weights(heads, rule, 0, queries, keys)
-    return weights, heads.xp.matmul(weights, heads.v)
+    mask = _mask(heads, rule, 0, queries, keys)
+    weights = _weights(heads, rule, mask, 0, queries, keys)
+    return weights, _mean(heads, rule, weights, mask)
 
 
 def outputs(heads: Heads, rule: Rule) -> Array:
@@ -203,8 +254,8 @@ def outputs(heads: Heads, rule: Rule) -> Array:
         seen = _visible(heads, rule, start, size)
         if seen == 0:
             return nothing(heads, size)
-        weights = _weights(heads, rule, start, size, seen)
-        return heads.xp.matmul(weights, heads.v[..., :seen, :])
+        mask = _mask(heads, rule, start, size, seen)
+        return _mean(heads, rule, _weights(heads, rule, mask, start, size, seen), mask)
 
     if size == queries:
         return of_block(0)
@@ -228,8 +279,9 @@ def nothing(heads: Heads, size: int) -> Array:
     return heads.library.full(shape, 0.0, dtype_name(heads.v.dtype), heads.v)
 
 
-def _weights(heads: Heads, rule: Rule, start: Any, size: int, keys: int) -> Array:
-    mask = _mask(heads, rule, start, size, keys)
+def _weights(
+    heads: Heads, rule: Rule, mask: Array | None, start: Any, size: int, keys: int
+) -> Array:
     scores = _scores(heads, rule, start, size, keys)
     return rule.record.function(scores, where=mask, **_keywords(heads, rule, start, size))
 
@@ -321,13 +373,15 @@ def _parts(lead: tuple[int, ...], together: int) -> Iterator[tuple[int | slice, 
             yield (*index, slice(begin, begin + step))
 
 
-def _one_by_one(
-    heads: Heads, rule: Rule, memory: np.ndarray, size: int, y: np.ndarray
-) -> None:
+def _one_by_one(heads: Heads, rule: Rule, memory: np.ndarray, size: int, y: np.ndarray) -> None:
     """The outputs of some heads, block by block, written to `y`."""
     inner = y.shape[:-2]
     transposed, scale = np.swapaxes(heads.k, -1, -2), heads.q.dtype.type(rule.scale)
     written = rule.causal and rule.where is None and rule.drops_infinite
+    values, finite = heads.v, True
+    if rule.hides and not np.isfinite(values).all():
+        finite, written = False, False
+        values = np.where(np.isfinite(values), values, values.dtype.type(0))
     for start, rows in _blocks(heads.lengths[0], size):
         seen = _visible(heads, rule, start, rows)
         if seen == 0:
@@ -342,7 +396,11 @@ def _one_by_one(
         else:
             mask = _mask(heads, rule, start, rows, seen)
         rule.record.function(tile, where=mask, out=tile, **_keywords(heads, rule, start, rows))
-        np.matmul(tile, heads.v[..., :seen, :], out=y[..., start : start + rows, :])
+        part = y[..., start : start + rows, :]
+        np.matmul(tile, values[..., :seen, :], out=part)
+        if not finite:
+            assert mask is not None  # rule.hides
+            part += infinite_part(heads.library, tile, heads.v[..., :seen, :], mask)
 
 
 def _drop_future(tile: np.ndarray, first: int) -> None:
@@ -366,6 +424,9 @@ def gradients(heads: Heads, rule: Rule, dy: Array) -> dict[str, Array]:
     lead, (d, dv) = heads.lead, (heads.q.shape[-1], heads.v.shape[-1])
     keys = heads.lengths[1]
     dk, dvalues = (library.full((*lead, keys, n), 0.0, dtype, heads.q) for n in (d, dv))
+    k, v = heads.k, heads.v
+    if rule.hides:  # no slope goes through what is not finite, and 0 times it would be NaN
+        k, v = (xp.where(xp.isfinite(x), x, 0.0) for x in (k, v))
     blocks: list[Array] = []
     found: dict[str, list[Array]] = {}
     size = queries if rule.record.random else max(block_size(heads) // 2, 1)
@@ -376,10 +437,9 @@ def gradients(heads: Heads, rule: Rule, dy: Array) -> dict[str, Array]:
         own = _keywords(heads, rule, start, rows)
         weights, pullback = vjp(rule.record.function, scores, where=mask, **own)
         cotangent = dy[..., start : start + rows, :]
-        values = xp.matrix_transpose(heads.v)
-        pulled = pullback(xp.matmul(cotangent, values))
+        pulled = pullback(xp.matmul(cotangent, xp.matrix_transpose(v)))
         slopes = pulled.pop("x") * rule.scale
-        blocks.append(xp.matmul(slopes, heads.k))
+        blocks.append(xp.matmul(slopes, k))
         q = _queries(xp, heads.q, start, rows)
         dk = dk + xp.matmul(xp.matrix_transpose(slopes), q)
         dvalues = dvalues + xp.matmul(xp.matrix_transpose(weights), cotangent)

@@ -189,3 +189,43 @@ def test_what_is_compiled_or_mapped_is_the_same(library, what):
 
         got = back(mode(of_joined)(joined))
         np.testing.assert_allclose(got, f(*arrays, causal=True), atol=TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize("library", ["array_api_strict", "jax", "mlx", "torch"])
+def test_a_value_reaches_only_the_queries_that_see_it(library):
+    to, back = home_of(library)
+    v = narrow(V)
+    v[..., 3, 0], v[..., 5, 1], v[1, 0, 4, 2] = np.nan, np.inf, -np.inf
+    arrays, keywords = [narrow(Q), narrow(K), v], {"where": WHERE, "causal": True}
+    got = back(attention(*map(to, arrays), **moved(to, keywords)))
+    want = attention(*arrays, **keywords)
+    np.testing.assert_allclose(got, want, atol=TOLERANCE)
+    assert np.isfinite(want[..., :3, :]).all() and np.isnan(want).any() and np.isinf(want).any()
+
+
+@pytest.mark.parametrize("library", ["jax", "torch"])
+def test_gradients_do_not_feel_what_is_not_seen(library):
+    pytest.importorskip(library)
+    gradients_of = {"jax": jax_gradients, "torch": torch_gradients}[library]
+    k, v, dy = K.copy(), V.copy(), DY.copy()
+    v[..., 3, 0], k[..., 4, 1], v[..., 5, 1] = np.nan, np.inf, np.inf
+    dy[..., 3:, :] = 0.0
+    found = gradients_of(attention, {"q": Q, "k": k, "v": v}, dy, {"causal": True})
+    arrays = {"q": Q[..., :3, :], "k": K[..., :3, :], "v": V[..., :3, :]}
+    want = gradients_of(attention, arrays, DY[..., :3, :], {"causal": True})
+    for name, x in want.items():
+        np.testing.assert_allclose(found[name][..., :3, :], x, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize("library", ["jax"])
+def test_a_compiled_call_looks_at_the_values_when_it_runs(library):
+    jax = pytest.importorskip(library)
+
+    def of_joined(x):
+        return attention(x[..., :4], x[..., 4:8], x[..., 8:], causal=True)
+
+    q, k, v = narrow(Q), np.repeat(narrow(K), 2, 1), np.repeat(narrow(V), 2, 1)
+    v[0, :, 4] = np.nan
+    want = of_joined(np.concatenate([q, k, v], -1))
+    for f in (jax.jit(of_joined), jax.vmap(of_joined), jax.jit(jax.vmap(of_joined))):
+        np.testing.assert_allclose(f(np.concatenate([q, k, v], -1)), want, atol=TOLERANCE)

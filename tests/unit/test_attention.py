@@ -266,6 +266,38 @@ def test_keys_that_no_query_sees_have_no_effect():
         assert all(np.isfinite(x).all() for x in found.values())
 
 
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["softmax", "sparsemax", "zscore"])
+def test_a_value_reaches_only_the_queries_that_see_it(name, causal, tiles):
+    q, k, v = drawn(keys=9)
+    where = seen(7, 9)
+    v[..., 3, 0], v[..., 5, 1], v[1, ..., 8, :], v[0, 2, 1, 1] = np.nan, np.inf, -np.inf, np.inf
+    own = {"normalizer": name, "causal": causal, "where": where}
+    y, weights = attention(q, k, v, **own, return_weights=True)
+    kept = where & np.tril(np.ones((7, 9), bool), 2) if causal else where
+    with np.errstate(invalid="ignore"):
+        products = weights[..., None] * v[..., None, :, :]
+        want = np.sum(products, -2, where=kept[..., None])
+    np.testing.assert_allclose(attention(q, k, v, **own), want, atol=1e-12)
+    np.testing.assert_allclose(y, want, atol=1e-12)
+    assert np.isfinite(want).any() and np.isnan(want).any() and np.isinf(want).any()
+
+
+def test_gradients_do_not_feel_values_that_are_not_seen(tiles):
+    q, k, v = drawn(keys=9)
+    k[..., 5, 0], v[..., 3, 0], v[..., 8, 1] = np.inf, np.nan, np.inf
+    where = np.ones((7, 9), bool)
+    where[:4, [3, 5, 8]] = False
+    y, pullback = normx.vjp(attention, q, k, v, where=where)
+    found = pullback((np.arange(7) < 4)[:, None] * np.ones_like(y))
+    few = [0, 1, 2, 4, 6, 7]
+    y, pullback = normx.vjp(attention, q[..., :4, :], k[..., few, :], v[..., few, :])
+    want = pullback(np.ones_like(y))
+    np.testing.assert_allclose(found["q"][..., :4, :], want["q"], atol=1e-12)
+    for name in "kv":
+        np.testing.assert_allclose(found[name][..., few, :], want[name], atol=1e-12)
+
+
 def test_a_query_that_sees_nothing_gets_zeros(tiles):
     q, k, v = drawn(queries=7, keys=3)
     assert not attention(q, k, v, causal=True)[..., :4, :].any()
