@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,27 @@ from normx.plugins import Library, dtype_name
 Array = Any
 
 LAYOUTS = ("bhld", "blhd")
+
+
+class Form(NamedTuple):
+    """How outputs go out: the fields are those of `Heads`."""
+
+    group: int
+    dtype: str
+    layout: str
+
+    def natural(self, xp: Any, x: Array) -> Array:
+        """An array (..., Lq, something) with the heads as the user sees them."""
+        if self.group == 1:
+            return x
+        *batch, heads, group, rows, columns = x.shape
+        return xp.reshape(x, (*batch, heads * group, rows, columns))
+
+    def finished(self, library: Library, x: Array) -> Array:
+        """Outputs in the dtype and layout that the user wants."""
+        xp = library.namespace()
+        x = library.cast(self.natural(xp, x), self.dtype)
+        return _moved(xp, x) if self.layout == "blhd" else x
 
 
 @dataclass(frozen=True)
@@ -87,15 +108,16 @@ class Heads:
 
     def natural(self, x: Array) -> Array:
         """An array (..., Lq, something) with the heads as the user sees them."""
-        if self.group == 1:
-            return x
-        *batch, heads, group, rows, columns = x.shape
-        return self.xp.reshape(x, (*batch, heads * group, rows, columns))
+        return self.form.natural(self.xp, x)
 
     def finished(self, x: Array) -> Array:
         """Outputs in the dtype and layout that the user wants."""
-        x = self.library.cast(self.natural(x), self.dtype)
-        return _moved(self.xp, x) if self.layout == "blhd" else x
+        return self.form.finished(self.library, x)
+
+    @property
+    def form(self) -> Form:
+        """What the user wants of the outputs."""
+        return Form(self.group, self.dtype, self.layout)
 
     def entered(self, x: Array) -> Array:
         """The reverse of `finished`: a cotangent of the outputs in the form of this."""

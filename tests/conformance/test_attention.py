@@ -175,6 +175,32 @@ def test_steps_of_a_compiled_loop(library):
     np.testing.assert_allclose(np.moveaxis(parts[..., 0, :], 0, -2), want, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("library", ["jax"])
+@pytest.mark.parametrize(
+    "own", [{}, {"normalizer": "spherical_softmax", "temperature": S}], ids=["softmax", "spherical"]
+)
+def test_a_compiled_step_of_decoding(library, own):
+    jax = pytest.importorskip(library)
+    q, k, v = (jax.numpy.asarray(narrow(x)) for x in (Q, K, V))
+    own = moved(jax.numpy.asarray, own)
+    empty = AttentionState(q, **own)
+    compiled = []
+
+    @jax.jit
+    def step(state, k, v):
+        compiled.append(k)
+        return state.update(k, v)
+
+    state, other = empty, empty.update(k[..., 5:, :], v[..., 5:, :])
+    for t in range(5):
+        state = step(state, k[..., t : t + 1, :], v[..., t : t + 1, :])
+    assert len(compiled) == 2  # with nothing before, and with something
+    got = jax.jit(lambda a, b: a.merge(b).output())(state, other)
+    np.testing.assert_allclose(got, attention(q, k, v, **own), atol=TOLERANCE)
+    other = jax.tree.map(lambda x: x + 0, other)
+    np.testing.assert_array_equal(state.merge(other).output(), other.merge(state).output())
+
+
 @pytest.mark.parametrize("library", ["jax", "torch"])
 @pytest.mark.parametrize("what", ["causal", "causal cosformer"])
 def test_what_is_compiled_or_mapped_is_the_same(library, what):

@@ -373,6 +373,21 @@ def test_keys_in_pieces_are_the_keys_at_once(name, own):
     np.testing.assert_allclose(c.merge(a).merge(empty).merge(b).output(), want, atol=1e-13)
 
 
+def test_states_of_equal_queries_merge():
+    q, k, v = drawn()
+    q[..., 0, :] = np.nan
+    a, b = (AttentionState(q.copy()).update(k[..., i, :], v[..., i, :]) for i in ([0, 1], [2]))
+    want = attention(q, k[..., :3, :], v[..., :3, :])
+    np.testing.assert_allclose(a.merge(b).output(), want, atol=1e-12)
+
+
+def test_pieces_go_through_the_kernels():
+    q, k, v = drawn()
+    with normx.trace() as ran:
+        AttentionState(q).update(k, v)
+    assert [call.backend for call in ran] == [normx.explain("softmax", q).candidates[-1].backend]
+
+
 def test_scores_of_all_sizes_come_in_pieces():
     for row in ([np.inf, 1, 2], [1, np.inf, np.inf], [np.nan, 1, 2], [-np.inf, 0, 1], [1e30, 2, 3]):
         q, k, v = np.ones((1, 1)), np.array(row)[:, None], np.array([[1.0], [2.0], [4.0]])
@@ -441,7 +456,7 @@ WRONG = {
     ),
     "nothing": (lambda: AttentionState(Q).output(), ValueError, "no keys have come"),
     "other": (
-        lambda: AttentionState(Q).merge(AttentionState(Q.copy())), ValueError, "the same queries"
+        lambda: AttentionState(Q).merge(AttentionState(Q + 1.0)), ValueError, "the same queries"
     ),
     "cotangent": (lambda: normx.vjp(attention, Q, K, V)[1](V), ValueError, "`dy`"),
     "gates": (lambda: gated_attention_unit(V, V, Q, K), ValueError, "`u`"),
