@@ -1,5 +1,8 @@
 """The softmax family on every array library, at memory speed, right to the last few bits."""
 
+import importlib as _importlib
+from types import ModuleType as _ModuleType
+
 from normx._dispatch import explain as explain
 from normx._dispatch import trace as trace
 from normx._dispatch import use_backend as use_backend
@@ -39,3 +42,16 @@ from normx.normalizers.sparse import sparsemax as sparsemax
 from normx.segments import segment_softmax as segment_softmax
 from normx.topk import TopK as TopK
 from normx.topk import softmax_topk as softmax_topk
+
+#: Modules of functions that stand above the row, imported when they are first asked for.
+_ABOVE = ("attention", "calibration", "losses", "regression", "uncertainty")
+
+
+def __getattr__(name: str) -> _ModuleType:
+    if name not in _ABOVE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ABOVE})

@@ -204,7 +204,10 @@ def others() -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(normx).items()
-        if callable(value) and name not in registry() and not value.__module__.startswith("normx._")
+        if callable(value)
+        and not name.startswith("_")
+        and name not in registry()
+        and not value.__module__.startswith("normx._")
     }
 
 

@@ -231,3 +231,18 @@ def test_many_threads_may_call_at_once():
     with ThreadPoolExecutor(8) as pool:
         for got in pool.map(lambda _: normx.softmax(x), range(200)):
             assert np.array_equal(got, want)
+
+
+def test_modules_above_the_row_are_imported_when_they_are_asked_for():
+    code = """
+import sys, normx
+above = [name for name in dir(normx) if f"normx.{name}" not in sys.modules and name[0] != "_"]
+above = [name for name in above if name not in vars(normx)]
+print(*above)
+print(normx.attention.attention([[0.0]], [[1.0]], [[2.0]])[0, 0], "normx.losses" in sys.modules)
+print(*(getattr(normx, name).__name__ for name in above), hasattr(normx, "lossy"))
+print(*sorted({"torch", "jax", "scipy", "sklearn"} & {*sys.modules}))
+"""
+    names = "attention calibration losses regression uncertainty"
+    modules = " ".join(f"normx.{name}" for name in names.split())
+    assert run(code).stdout == f"{names}\n2.0 False\n{modules} False\n\n"
