@@ -352,7 +352,8 @@ def _same(a: Any, b: Any) -> bool:
         return False
     if not (library.is_concrete(a) and library.is_concrete(b)):
         return True
-    return np.array_equal(*(library.to_numpy(x).astype("float64") for x in (a, b)), equal_nan=True)
+    a, b = (library.to_numpy(x).astype("float64") for x in (a, b))
+    return np.array_equal(a, b, equal_nan=True)
 
 
 def _needs_all(record: Record) -> None:
