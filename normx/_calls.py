@@ -6,13 +6,13 @@ import inspect
 import numbers
 from collections.abc import Callable
 from dataclasses import replace
-from functools import wraps
+from functools import cache, wraps
 from typing import Any, TypeVar, cast
 
 from normx._dispatch import Ran, _arrive, _explicit, _tracing, backend_names, library_of
 from normx._errors import described, wrong
 from normx._plan import Prepared, prepare
-from normx._record import record_of
+from normx._record import Record, record_of
 from normx.normalizers.softmax import softmax
 from normx.plugins import Library
 
@@ -40,10 +40,15 @@ def checked(
     function: str, x: Any, /, *, keep_neutral: bool = False, **keywords: Any
 ) -> tuple[Library, Array, Prepared]:
     """Check scores and shared options as `softmax` does, in the name of another function."""
-    record = replace(record_of(softmax), name=function)
+    record = _softmax_called(function)
     library, x = _arrive(record, x)
     prepared = prepare(record, library, x, keywords, library_of, keep_neutral=keep_neutral)
     return library, x, prepared
+
+
+@cache
+def _softmax_called(function: str) -> Record:
+    return replace(record_of(softmax), name=function)
 
 
 def single_axis(function: str, axis: Any) -> None:

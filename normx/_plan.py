@@ -293,11 +293,12 @@ def prepare(
 
 def _keywords(record: Record, keywords: Mapping[str, Any]) -> dict[str, Any]:
     """Every keyword of the record, with its default where none was given."""
+    own = record.keywords
     for keyword in keywords:
-        if keyword not in record.keywords:
-            known = ", ".join(record.keywords)
+        if keyword not in own:
+            known = ", ".join(own)
             raise TypeError(f"normx.{record.name}: unknown keyword `{keyword}`; known are {known}")
-    get = {key: p.default for key, p in record.keywords.items()} | dict(keywords)
+    get = {key: p.default for key, p in own.items()} | dict(keywords)
     for key, value in get.items():
         if value is inspect.Parameter.empty:
             raise TypeError(
