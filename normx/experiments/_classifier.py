@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 import normx
-from normx.uncertainty import evidential, inhibited
 
 Array = Any
 #: ``loss(scores, targets)``: its mean, and its gradient in the scores.
@@ -25,42 +24,14 @@ def digits() -> tuple[Array, Array]:
     return x / 16.0, y
 
 
-def one_hot(y: Array, classes: int) -> Array:
-    """1 at each target."""
-    return np.eye(classes)[y]
+def of_scores(loss: Callable[..., Any], **options: Any) -> Loss:
+    """A loss of the library with its gradient."""
 
+    def value_and_slope(z: Array, y: Array) -> tuple[float, Array]:
+        value, pullback = normx.vjp(loss, z, y, **options)
+        return float(getattr(value, "loss", value)), pullback(1.0)["x"]
 
-def smoothed_loss(smoothing: float = 0.0) -> Loss:
-    """The cross-entropy of a softmax, of targets that are smoothed."""
-
-    def loss(z: Array, y: Array) -> tuple[float, Array]:
-        classes = z.shape[1]
-        wanted = (1.0 - smoothing) * one_hot(y, classes) + smoothing / classes
-        logs = normx.log_softmax(z)
-        return -(wanted * logs).sum() / len(z), (np.exp(logs) - wanted) / len(z)
-
-    return loss
-
-
-def inhibited_loss(z: Array, y: Array) -> tuple[float, Array]:
-    """The negative logarithm of an inhibited softmax."""
-    p = normx.inhibited_softmax(z)
-    levels = normx.logsumexp(z, axis=1) - np.log1p(-inhibited(z))
-    return float((levels - np.take_along_axis(z, y[:, None], 1)[:, 0]).mean()), (
-        p - one_hot(y, z.shape[1])
-    ) / len(z)
-
-
-def evidential_loss(z: Array, y: Array) -> tuple[float, Array]:
-    """The expected squared error under a Dirichlet distribution (Sensoy et al., 2018)."""
-    classes = z.shape[1]
-    strength = classes / evidential(z)[:, None]
-    p, wanted = (1.0 + np.maximum(z, 0.0)) / strength, one_hot(y, classes)
-    squares, own = (p**2).sum(1, keepdims=True), (p * wanted).sum(1, keepdims=True)
-    value = 1.0 - 2.0 * own + (squares * strength + 1.0) / (strength + 1.0)
-    slope = 2.0 * ((own - wanted) / strength + (p - squares) / (strength + 1.0))
-    slope += (squares - 1.0) / (strength + 1.0) ** 2
-    return float(value.mean()), (z > 0.0) * slope / len(z)
+    return value_and_slope
 
 
 class LinearClassifier:

@@ -141,6 +141,11 @@ def in_words(values: Mapping[Any, float], form: str = ".3g") -> str:
 def spread(values: Any, axis: int = 0) -> tuple[Any, Any]:
     """Mean of repetitions, and its standard error."""
     values = np.asarray(values)
-    n = values.shape[axis]
-    error = values.std(axis=axis, ddof=1) / np.sqrt(n) if n > 1 else np.zeros_like(values[0])
-    return values.mean(axis=axis), error
+    mean, n = values.mean(axis=axis), values.shape[axis]
+    return mean, values.std(axis=axis, ddof=1) / np.sqrt(n) if n > 1 else np.zeros_like(mean)
+
+
+def in_figures(values: Any, form: str = ".1f") -> str:
+    """Mean of repetitions and its standard error: "63.7 ± 0.4"."""
+    mean, error = spread(values)
+    return f"{mean:{form}} ± {error:{form}}"

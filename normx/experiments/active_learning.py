@@ -10,15 +10,9 @@ import numpy as np
 from normx import uncertainty
 from normx._record import Paper
 from normx.calibration import fit_temperature
-from normx.experiments._classifier import (
-    LinearClassifier,
-    Loss,
-    digits,
-    evidential_loss,
-    inhibited_loss,
-    smoothed_loss,
-)
+from normx.experiments._classifier import LinearClassifier, Loss, digits, of_scores
 from normx.experiments._experiment import Experiment, Finding, Outcome, Step, in_words
+from normx.losses import cross_entropy, evidential_loss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +23,7 @@ _CLASSES, _FIRST, _BATCH, _COMMITTEE = 10, 25, 25, 5
 _KEEP = 0.9
 #: Share of the pool that shows nothing, under the label of something.
 _OUTLIERS = {"digits": 0.0, "digits and outliers": 0.15}
-_PLAIN = smoothed_loss()
+_PLAIN = of_scores(cross_entropy)
 
 
 def _size(quick: bool) -> tuple[int, int]:
@@ -61,24 +55,33 @@ def _trust(model: LinearClassifier, x: Array, y: Array, pool: Array, rng: Any) -
     return u
 
 
-def _of_scores(measure: Callable[[Array], Array]) -> Callable[..., Array]:
+def _by_scores(measure: Callable[[Array], Array]) -> Callable[..., Array]:
     return lambda model, x, y, pool, rng: measure(model.scores(pool))
 
 
 #: How each strategy's model is fitted, and how uncertain it is of a pool.
-_STRATEGIES: dict[str, tuple[Loss, Callable[..., Array]]] = {
+STRATEGIES: dict[str, tuple[Loss, Callable[..., Array]]] = {
     "random": (_PLAIN, lambda model, x, y, pool, rng: rng.random(len(pool))),
-    "least confidence": (_PLAIN, _of_scores(uncertainty.least_confidence)),
-    "margin": (_PLAIN, _of_scores(uncertainty.margin)),
-    "entropy": (_PLAIN, _of_scores(uncertainty.entropy)),
+    "least confidence": (_PLAIN, _by_scores(uncertainty.least_confidence)),
+    "margin": (_PLAIN, _by_scores(uncertainty.margin)),
+    "entropy": (_PLAIN, _by_scores(uncertainty.entropy)),
     "temperature scaling": (_PLAIN, _tempered),
-    "label smoothing": (smoothed_loss(0.2), _of_scores(uncertainty.least_confidence)),
+    "label smoothing": (
+        of_scores(cross_entropy, label_smoothing=0.2),
+        _by_scores(uncertainty.least_confidence),
+    ),
     "MC dropout": (
         _PLAIN,
         lambda model, x, y, pool, rng: uncertainty.mc_dropout(model.scores(pool), rng=rng),
     ),
-    "inhibited softmax": (inhibited_loss, _of_scores(uncertainty.inhibited)),
-    "evidential": (evidential_loss, _of_scores(uncertainty.evidential)),
+    "inhibited softmax": (
+        of_scores(cross_entropy, normalizer="inhibited_softmax"),
+        _by_scores(uncertainty.inhibited),
+    ),
+    "evidential": (
+        of_scores(evidential_loss, annealing=0.0),
+        _by_scores(uncertainty.evidential),
+    ),
     "trust score": (_PLAIN, _trust),
     "vote entropy": (
         _PLAIN,
@@ -108,7 +111,7 @@ def _data(outliers: float, seed: int) -> tuple[Array, Array, Array, Array]:
 
 def _curve(strategy: str, keep: float, outliers: float, seed: int, batches: int) -> list[float]:
     """Accuracy after each batch."""
-    loss, measure = _STRATEGIES[strategy]
+    loss, measure = STRATEGIES[strategy]
     x, y, test_x, test_y = _data(outliers, seed)
     rng = np.random.default_rng([seed, 1])
     labelled = np.zeros(len(y), bool)
@@ -129,7 +132,7 @@ def _runs() -> list[tuple[str, str, float]]:
     return [
         (pool, strategy, keep)
         for pool in _OUTLIERS
-        for strategy in _STRATEGIES
+        for strategy in STRATEGIES
         for keep in ((1.0,) if strategy == "random" else (1.0, _KEEP))
     ]
 
@@ -143,7 +146,7 @@ def run(quick: bool, step: Step) -> Outcome:
         found = [_curve(strategy, keep, _OUTLIERS[pool], seed, batches) for seed in range(seeds)]
         curves[pool, strategy, keep] = np.array(found)
     findings = []
-    others = [name for name in _STRATEGIES if name != "random"]
+    others = [name for name in STRATEGIES if name != "random"]
     for pool in _OUTLIERS:
         chance = curves[pool, "random", 1.0].mean()
         plain = {name: curves[pool, name, 1.0].mean() for name in others}
@@ -176,7 +179,7 @@ def draw(fig: Figure, series: Mapping[str, Any]) -> None:
     curves = series["curves"]
     fig.set_size_inches(11, 8)
     axes = fig.subplots(3, 4, sharex=True, sharey=True)
-    for ax, strategy in zip(axes.flat, _STRATEGIES, strict=True):
+    for ax, strategy in zip(axes.flat, STRATEGIES, strict=True):
         for pool, colour in zip(_OUTLIERS, picture.COLOURS, strict=False):
             chance = curves[pool, "random", 1.0].mean(0)
             labelled = _FIRST + _BATCH * np.arange(len(chance))

@@ -9,8 +9,15 @@ import numpy as np
 
 import normx
 from normx._record import Paper
-from normx.experiments._classifier import digits, one_hot
+from normx.experiments._classifier import digits
 from normx.experiments._experiment import Experiment, Finding, Outcome, Step, in_words
+from normx.losses import (
+    class_incremental_accuracy,
+    cross_entropy,
+    forgetting,
+    masked_cross_entropy,
+    task_incremental_accuracy,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,12 +53,10 @@ class _Net:
         """One step on the cross-entropy of a softmax of which some classes may be masked."""
         h, z = self.scores(x)
         if fill is None or where is None:
-            slope = normx.softmax(z) - one_hot(y, 10)
+            _, pullback = normx.vjp(cross_entropy, z, y)
         else:
-            weights = normx.masked_softmax(z, where=where, fill=fill)
-            # What is masked is a constant: it takes mass, and gets no gradient.
-            slope = np.where(where, weights - one_hot(y, 10), 0.0)
-        slope /= len(x)
+            _, pullback = normx.vjp(masked_cross_entropy, z, y, where=where, fill=fill)
+        slope = pullback(1.0)["x"]
         back = (slope @ self.v.T) * (h > 0)
         self.v -= _RATE * h.T @ slope
         self.w -= _RATE * x.T @ back
@@ -82,19 +87,12 @@ def _learned(fill: float | None, seed: int, passes: int, replay: bool) -> tuple[
                     net.learn(x[again], y[again], None, None)
         _, z = net.scores(x[test])
         seen = np.arange(10) <= classes[1]
-        guess = np.where(seen, z, -np.inf).argmax(1)
         for s, old in enumerate(_TASKS[: t + 1]):
             shown = np.isin(y[test], old)
-            found[t, s] = (guess == y[test])[shown].mean()
+            found[t, s] = class_incremental_accuracy(z[shown], y[test][shown], seen=seen)
     _, z = net.scores(x[test])
     own = np.arange(10) // 2 == (y[test] // 2)[:, None]
-    return found, float((np.where(own, z, -np.inf).argmax(1) == y[test]).mean())
-
-
-def _forgetting(found: Array) -> float:
-    """How much of the best accuracy on each task is lost in the end, on average."""
-    last = len(_TASKS) - 1
-    return float((np.nanmax(found[:last, :last], axis=0) - found[last, :last]).mean())
+    return found, float(task_incremental_accuracy(z, y[test], where=own))
 
 
 def run(quick: bool, step: Step) -> Outcome:
@@ -110,7 +108,7 @@ def run(quick: bool, step: Step) -> Outcome:
             of_fill[name] = {
                 "after each task": mean,
                 "accuracy": float(mean[-1]),
-                "forgetting": float(np.mean([_forgetting(found) for found, _ in runs])),
+                "forgetting": float(np.mean([forgetting(found) for found, _ in runs])),
                 "within tasks": float(np.mean([within for _, within in runs])),
             }
     bare, again = series["no replay"], series["replay"]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 import normx
 from normx._record import Paper
-from normx.experiments._classifier import digits, one_hot
+from normx.experiments._classifier import digits
 from normx.experiments._experiment import Experiment, Finding, Outcome, Step, in_words, spread
+from normx.losses import noisy_cross_entropy
+from normx.losses.noisy import Noise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,26 +22,7 @@ Array = Any
 _HIDDEN, _BATCH, _ITEMS, _RATE = 64, 25, 300, 0.05
 
 
-@dataclass(frozen=True, slots=True)
-class _Noise:
-    """The score of the true class becomes ``(1 + k a) f - k m |W| |x| - k c``, with k = alpha ξ.
-
-    Only ``normal`` noise has both signs; |ξ| otherwise.
-    """
-
-    a: float = 0.0
-    m: float = 0.0
-    c: float = 0.0
-    normal: bool = False
-
-
-_NOISES = {
-    "annealed": _Noise(a=1.0, m=1.0),
-    "amplitude": _Noise(m=1.0),
-    "free": _Noise(c=1.0),
-    "normal": _Noise(c=1.0, normal=True),
-    "negative": _Noise(c=-1.0),
-}
+_NOISES = get_args(Noise)
 _ALPHAS = (0.05, 0.1, 0.3, 0.5, 1.0)
 #: The kinds of noise are compared at the alpha that the paper calls effective.
 _ALPHA = 0.1
@@ -51,7 +33,7 @@ def _size(quick: bool) -> tuple[int, int]:
     return (1, 3) if quick else (12, 60)
 
 
-def _error(noise: _Noise, alpha: float, seed: int, passes: int) -> float:
+def _error(noise: str, alpha: float, seed: int, passes: int) -> float:
     """The share of clean test digits that a network gets wrong."""
     rng = np.random.default_rng(seed)
     x, y = digits()
@@ -63,24 +45,11 @@ def _error(noise: _Noise, alpha: float, seed: int, passes: int) -> float:
     for _ in range(passes):
         for part in np.split(rng.permutation(_ITEMS), _ITEMS // _BATCH):
             h = np.maximum(x[part] @ w, 0.0)
-            rows = np.arange(_BATCH)
-            own, f = v[y[part]], h @ v.T
-            norms = np.linalg.norm(own, axis=1) * np.linalg.norm(h, axis=1)
-            xi = drawn.normal(size=_BATCH)
-            k = alpha * (xi if noise.normal else np.abs(xi))
-            z = f.copy()
-            z[rows, y[part]] += k * (noise.a * f[rows, y[part]] - noise.m * norms - noise.c)
-            slope = (normx.softmax(z) - one_hot(y[part], 10)) / _BATCH
-            of_h, of_v = slope @ v, slope.T @ h
-            if noise.a or noise.m:  # the noise moves with the weights and features
-                by = (k * slope[rows, y[part]])[:, None]
-                size_h = np.maximum((h**2).sum(1, keepdims=True), 1e-12)
-                size_v = np.maximum((own**2).sum(1, keepdims=True), 1e-12)
-                pull = noise.m * norms[:, None]
-                of_h = of_h + by * (noise.a * own - pull * h / size_h)
-                np.add.at(of_v, y[part], by * (noise.a * h - pull * own / size_v))
-            v -= _RATE * of_v
-            w -= _RATE * x[part].T @ (of_h * (h > 0))
+            own = {"alpha": alpha, "rng": drawn, "noise": noise}
+            _, pullback = normx.vjp(noisy_cross_entropy, h, v, y[part], **own)
+            slopes = pullback(1.0)
+            v -= _RATE * slopes["weights"]
+            w -= _RATE * x[part].T @ (slopes["x"] * (h > 0))
     return float(((np.maximum(x[_ITEMS:] @ w, 0.0) @ v.T).argmax(1) != y[_ITEMS:]).mean())
 
 
@@ -88,13 +57,13 @@ def run(quick: bool, step: Step) -> Outcome:
     """Train with every strength of the annealed noise, and with every kind of noise."""
     seeds, passes = _size(quick)
 
-    def errors(name: str, noise: _Noise, alpha: float) -> Array:
+    def errors(name: str, noise: str, alpha: float) -> Array:
         step(name)
         return np.array([100 * _error(noise, alpha, seed, passes) for seed in range(seeds)])
 
-    plain = errors("softmax", _Noise(), 0.0)
-    strengths = {a: errors(f"alpha = {a}", _NOISES["annealed"], a) for a in _ALPHAS}
-    kinds = {name: errors(f"{name} noise", noise, _ALPHA) for name, noise in _NOISES.items()}
+    plain = errors("softmax", "annealed", 0.0)
+    strengths = {a: errors(f"alpha = {a}", "annealed", a) for a in _ALPHAS}
+    kinds = {noise: errors(f"{noise} noise", noise, _ALPHA) for noise in _NOISES}
     gain, doubt = spread(plain - strengths[_ALPHA])
     mean = {name: float(values.mean()) for name, values in kinds.items()}
     best = min(strengths, key=lambda a: float(strengths[a].mean()))

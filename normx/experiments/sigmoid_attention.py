@@ -10,7 +10,14 @@ import numpy as np
 
 import normx
 from normx._record import Paper
-from normx.experiments._experiment import Experiment, Finding, Outcome, Step, in_words
+from normx.experiments._experiment import (
+    Experiment,
+    Finding,
+    Outcome,
+    Step,
+    in_figures,
+    spread,
+)
 from normx.experiments._text import Normalizer, characters, cut, train, transformer, windows
 
 if TYPE_CHECKING:
@@ -23,7 +30,7 @@ _LENGTH, _BATCH = 64, 16
 
 def _size(quick: bool) -> tuple[int, int, int]:
     """Seeds, steps of training, and how often they are told of."""
-    return (1, 20, 2) if quick else (1, 800, 10)
+    return (1, 20, 2) if quick else (3, 800, 10)
 
 
 def _sigmoid(bias: float) -> Normalizer:
@@ -70,24 +77,32 @@ def run(quick: bool, step: Step) -> Outcome:
             with torch.no_grad():
                 losses = [float(loss(held_out, fixed)) for _ in range(2 if quick else 60)]
             test[name][seed] = np.mean(losses)
-    mean = {name: float(values.mean()) for name, values in test.items()}
-    early = {name: float(values[:, : steps // 10].mean()) for name, values in curves.items()}
-    plain, biased, bare = mean
+    early = {name: values[:, : steps // 10].mean(axis=1) for name, values in curves.items()}
+    plain, biased, bare = test
+
+    def above(found: Mapping[str, Array], high: str, low: str, times: float = 1.0) -> bool:
+        """Whether one is above so many times the other by more than two standard errors."""
+        gap, doubt = spread(found[high] - times * found[low])
+        return bool(gap > 2 * doubt)
+
+    def told(found: Mapping[str, Array]) -> str:
+        return ", ".join(f"{name} {in_figures(values, '.3f')}" for name, values in found.items())
+
     findings = (
         Finding(
             "with b = -log n, sigmoid attention is as good as softmax",
-            f"loss on held-out text, nats per character: {in_words(mean)}",
-            mean[biased] < 1.02 * mean[plain],
+            f"loss on held-out text, nats per character: {told(test)}",
+            not above(test, biased, plain, 1.02),
         ),
         Finding(
             "without the bias it learns worse at first: attention is too large",
-            f"mean loss over the first tenth of training: {in_words(early)}",
-            early[bare] > early[biased],
+            f"mean loss over the first tenth of training: {told(early)}",
+            above(early, bare, biased),
         ),
         Finding(
             "without the bias it ends worse",
-            f"{mean[bare]:.3f} instead of {mean[biased]:.3f}",
-            mean[bare] > mean[biased],
+            f"{in_figures(test[bare], '.3f')} instead of {in_figures(test[biased], '.3f')}",
+            above(test, bare, biased),
         ),
     )
     return Outcome(findings, {"curves": curves, "test": test})
@@ -126,7 +141,7 @@ EXPERIMENT = Experiment(
         "arXiv:2409.04431",
     ),
     setting="A causal language model of the characters of Python's help, two layers of width 64 "
-    "with rotary positions, 64 characters, 800 steps, one seed; the paper's models have up to a "
+    "with rotary positions, 64 characters, 800 steps, three seeds; the paper's models have up to a "
     "billion weights.",
     steps=lambda quick: _size(quick)[0] * len(_NORMALIZERS) * (_size(quick)[2] + 1),
     run=run,
