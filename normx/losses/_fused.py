@@ -110,7 +110,7 @@ class Kernel:
         rows, where = self._rows(x), self._mask(x)
         wide = min(rows.shape[-1], BLOCK)
         # One for all blocks: fresh memory costs as much as what is done in it.
-        scratch = np.empty((2, max(wide, BLOCK)), self.dtype)
+        scratch = np.empty((2, max(wide, min(rows.size, BLOCK))), self.dtype)
         shape = self.targets.shape
         whole = _State(*(np.zeros(shape) for _ in _State._fields))
         smooth = np.zeros(shape)
