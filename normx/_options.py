@@ -164,6 +164,15 @@ def _entry(name: str, option: Option) -> str:
     return f"{name} : {option.type}\n{text}\n"
 
 
+def filled(doc: str | None, entries: Mapping[str, Option | str]) -> str:
+    """A docstring in which ``{name}`` stands for the entry of that parameter, or for a text."""
+    doc = inspect.cleandoc(doc or "")
+    for name, entry in entries.items():
+        text = entry if isinstance(entry, str) else _entry(name, entry)
+        doc = doc.replace(f"{{{name}}}", text.rstrip("\n"))
+    return doc
+
+
 def described(function: Callable[..., Any], options: type, papers: tuple[Paper, ...]) -> str:
     """The docstring of `function` with what all functions share filled in.
 
@@ -175,15 +184,8 @@ def described(function: Callable[..., Any], options: type, papers: tuple[Paper, 
         _entry(name, option) for name, option in options_of(options).items() if name not in own
     )
     references = "\n".join(f".. [{i}] {paper}" for i, paper in enumerate(papers, 1))
-    doc = inspect.cleandoc(function.__doc__ or "")
-    for mark, text in (
-        ("{x}", _entry("x", _X)),
-        ("{axis}", _entry("axis", _AXIS)),
-        ("{n}", _entry("n", _N)),
-        ("{options}", shared),
-        ("{returns}", _RETURNS),
-        ("{raises}", _RAISES),
-        ("{papers}", references),
-    ):
-        doc = doc.replace(mark, text.rstrip("\n"))
-    return doc
+    entries: dict[str, Option | str] = {"x": _X, "axis": _AXIS, "n": _N, "options": shared}
+    return filled(
+        function.__doc__,
+        entries | {"returns": _RETURNS, "raises": _RAISES, "papers": references},
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -14,6 +14,7 @@ import numpy as np
 from normx._calls import checked, dense, single_axis
 from normx._dispatch import library_of
 from normx._errors import described, wrong
+from normx._options import Option, filled
 from normx._plan import INTEGERS, NARROW
 from normx._vjp import vjp
 from normx.plugins import Library, dtype_name
@@ -367,6 +368,46 @@ def _check_kept(
 def _at(place: tuple[int, ...]) -> str:
     """Where a row is, in words."""
     return f" of row {', '.join(map(str, place))}" if place else ""
+
+
+#: What the losses' docstrings share: entries of parameters, and sections.
+_SHARED: Mapping[str, Option | str] = {
+    "logits": Option(None, "array", "Of any array-API library, or a list (taken as NumPy's)."),
+    "targets": Option(
+        None, "array of int", "The class c of each row: the shape of `logits` without `axis`."
+    ),
+    "axis": Option(-1, "int", "Axis of the K classes."),
+    "where": Option(
+        None, "array of bool, optional", "Broadcastable against `logits`; True takes part."
+    ),
+    "ignore_index": Option(
+        None, "int, optional", "Rows with this target take no part, whatever they hold."
+    ),
+    "reduction": Option(
+        "mean",
+        '{"mean", "sum", "none"}',
+        "The mean is that over the rows that are not ignored.",
+    ),
+    "returns": """array
+    The loss: float32 for logits of at most 32 bits, float64 otherwise.""",
+    "raises": """TypeError
+    If an argument is of the wrong kind; targets have to be integers.
+ValueError
+    If a target is no class, or one that `where` leaves out; if an argument has a wrong
+    value or shape.
+numpy.exceptions.AxisError
+    If `axis` does not exist; both a ValueError and an IndexError.""",
+}
+
+
+def documented(**own: Option | str) -> Callable[[F], F]:
+    """Fill what losses share into a docstring; `own` goes before that."""
+
+    def decorate(function: F) -> F:
+        function.__doc__ = filled(function.__doc__, {**_SHARED, **own})
+        return function
+
+    return decorate
 
 
 def with_vjp(pair: Callable[..., tuple[Any, Pullback]]) -> Callable[[F], F]:

@@ -11,7 +11,7 @@ from normx._calls import known_keywords
 from normx._errors import described, wrong
 from normx._options import ArrayLike
 from normx._vjp import vjp
-from normx.losses._rows import Batch, Pullback, Reduction, batch_of, number, with_vjp
+from normx.losses._rows import Batch, Pullback, Reduction, batch_of, documented, number, with_vjp
 from normx.normalizers.softmax import log_softmax
 
 Array = Any
@@ -54,6 +54,7 @@ def _masked_cross_entropy(
 
 
 @with_vjp(_masked_cross_entropy)
+@documented()
 @known_keywords
 def masked_cross_entropy(
     logits: ArrayLike,
@@ -74,36 +75,24 @@ def masked_cross_entropy(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
-    targets : array of int
-        The class c of each row: the shape of `logits` without `axis`.
+    {logits}
+    {targets}
     where : array of bool
         Broadcastable against `logits`; True for the classes C of the task.
     fill : float
         The logit m of each of the others.  The larger it is, the stronger is the pull on the
         target and the weaker the push on the other classes of the task.
-    axis : int
-        Axis of the K classes.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {axis}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for logits of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind; targets have to be integers.
-    ValueError
-        If a target is no class, or one that `where` leaves out; if an argument has a wrong
-        value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -159,6 +148,7 @@ def _sink(batch: Batch, fill: float) -> dict[str, Array]:
 # ---------------------------------------------------------------- what is measured
 
 
+@documented()
 @known_keywords
 def class_incremental_accuracy(
     logits: ArrayLike,
@@ -173,14 +163,11 @@ def class_incremental_accuracy(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
-    targets : array of int
-        The class of each row.
+    {logits}
+    {targets}
     seen : array of bool, optional
         Broadcastable against `logits`; True for the classes that were in any task so far.
-    axis : int
-        Axis of the classes.
+    {axis}
     ignore_index : int, optional
         Rows with this target are not counted.
 
@@ -207,6 +194,7 @@ def class_incremental_accuracy(
     return _accuracy("class_incremental_accuracy", logits, targets, seen, axis, ignore_index)
 
 
+@documented()
 @known_keywords
 def task_incremental_accuracy(
     logits: ArrayLike,
@@ -221,14 +209,11 @@ def task_incremental_accuracy(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
-    targets : array of int
-        The class of each row.
+    {logits}
+    {targets}
     where : array of bool
         Broadcastable against `logits`; True for the classes of the row's task.
-    axis : int
-        Axis of the classes.
+    {axis}
     ignore_index : int, optional
         Rows with this target are not counted.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from normx._calls import known_keywords
 from normx._options import ArrayLike
-from normx.losses._rows import Pullback, Reduction, batch_of, number, with_vjp
+from normx.losses._rows import Pullback, Reduction, batch_of, documented, number, with_vjp
 
 Array = Any
 
@@ -132,6 +132,7 @@ def _widest(library: Any) -> str:
 
 
 @with_vjp(_evidential_loss)
+@documented()
 @known_keywords
 def evidential_loss(
     logits: ArrayLike,
@@ -157,36 +158,24 @@ def evidential_loss(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
+    {logits}
     targets : array of int
         The class of each row, 1 in t: the shape of `logits` without `axis`.
     annealing : float
         The factor of the divergence, at least 0; the paper raises it over the first ten epochs:
         ``min(1, epoch / 10)``.
-    axis : int
-        Axis of the K classes.
-    where : array of bool, optional
-        Broadcastable against `logits`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {axis}
+    {where}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for logits of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind; targets have to be integers.
-    ValueError
-        If a target is no class, or one that `where` leaves out; if an argument has a wrong
-        value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     Notes
     -----

@@ -7,7 +7,7 @@ from typing import Any
 
 from normx._calls import known_keywords
 from normx._options import ArrayLike
-from normx.losses._rows import Batch, Pullback, Reduction, batch_of, number, with_vjp
+from normx.losses._rows import Batch, Pullback, Reduction, batch_of, documented, number, with_vjp
 from normx.normalizers.softmax import softmax
 from normx.normalizers.sparse import entmax, entmax15, sparsemax
 
@@ -95,6 +95,7 @@ _DEFAULTS: dict[str, Any] = {"axis": -1, "where": None, "ignore_index": None, "r
 
 
 @with_vjp(_sparsemax_loss)
+@documented()
 @known_keywords
 def sparsemax_loss(
     logits: ArrayLike,
@@ -113,33 +114,20 @@ def sparsemax_loss(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
-    targets : array of int
-        The class c of each row: the shape of `logits` without `axis`.
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `logits`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {logits}
+    {targets}
+    {axis}
+    {where}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for logits of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind; targets have to be integers.
-    ValueError
-        If a target is no class, or one that `where` leaves out; if an argument has a wrong
-        value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -169,6 +157,7 @@ def sparsemax_loss(
 
 
 @with_vjp(_entmax15_loss)
+@documented()
 @known_keywords
 def entmax15_loss(
     logits: ArrayLike,
@@ -187,23 +176,16 @@ def entmax15_loss(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
-    targets : array of int
-        The class c of each row: the shape of `logits` without `axis`.
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `logits`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {logits}
+    {targets}
+    {axis}
+    {where}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for logits of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------
@@ -232,6 +214,7 @@ def entmax15_loss(
 
 
 @with_vjp(_entmax_loss)
+@documented()
 @known_keywords
 def entmax_loss(
     logits: ArrayLike,
@@ -253,25 +236,18 @@ def entmax_loss(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
-    targets : array of int
-        The class c of each row: the shape of `logits` without `axis`.
+    {logits}
+    {targets}
     alpha : float
         At least 1.  The loss is 0 as soon as the target leads by ``1/(alpha - 1)``.
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `logits`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {axis}
+    {where}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for logits of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------

@@ -20,6 +20,7 @@ from normx.losses._rows import (
     Reduction,
     batch_of,
     check_choice,
+    documented,
     number,
     with_vjp,
 )
@@ -205,6 +206,7 @@ def _arrays(features: Any, weights: Any, bias: Any) -> tuple[Library, list[Any]]
 
 
 @with_vjp(_noisy_cross_entropy)
+@documented()
 @known_keywords
 def noisy_cross_entropy(
     features: ArrayLike,
@@ -246,10 +248,8 @@ def noisy_cross_entropy(
         :math:`-\alpha |\xi|` or :math:`\alpha \xi`.
     differentiate_noise : bool
         Whether gradients go through the noise, or take it for a constant.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {ignore_index}
+    {reduction}
 
     Returns
     -------

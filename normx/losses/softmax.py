@@ -24,6 +24,7 @@ from normx.losses._rows import (
     Reduction,
     batch_of,
     by_weights,
+    documented,
     number,
     with_vjp,
 )
@@ -121,6 +122,7 @@ def _cross_entropy(
 
 
 @with_vjp(_cross_entropy)
+@documented()
 @known_keywords
 def cross_entropy(
     logits: ArrayLike,
@@ -146,12 +148,9 @@ def cross_entropy(
 
     Parameters
     ----------
-    logits : array
-        Of any array-API library, or a list (taken as NumPy's).
-    targets : array of int
-        The class c of each row: the shape of `logits` without `axis`.
-    axis : int
-        Axis of the K classes.
+    {logits}
+    {targets}
+    {axis}
     normalizer : str or function
         Whose weights p are: a row normalizer of normx.
     weight : array, optional
@@ -163,10 +162,8 @@ def cross_entropy(
         (not the loss of the spherical family: `zloss`).
     softcap : float, optional
         The logits become ``c*tanh(x/c)`` first.
-    where : array of bool, optional
-        Broadcastable against `logits`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
+    {where}
+    {ignore_index}
     reduction : {"mean", "sum", "none"}
         The mean is that over the rows that are not ignored, by the weights of their classes;
         that of the Z-loss is plain.
@@ -180,13 +177,7 @@ def cross_entropy(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind; targets have to be integers.
-    ValueError
-        If a target is no class, or one that `where` leaves out; if an argument has a wrong
-        value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------

@@ -16,7 +16,7 @@ import numpy as np
 from normx._calls import known_keywords
 from normx._dispatch import library_of
 from normx._errors import described, wrong
-from normx._options import ArrayLike
+from normx._options import ArrayLike, Option
 from normx._plan import FLOATS
 from normx._vjp import vjp
 from normx.losses._rows import (
@@ -27,6 +27,7 @@ from normx.losses._rows import (
     batch_of,
     by_weights,
     check_choice,
+    documented,
     number,
     with_vjp,
 )
@@ -66,6 +67,23 @@ class SphericalPartials(NamedTuple):
     sum: Array
     squares: Array
 
+
+#: What the docstrings of the family share, besides what those of all losses do.
+_OUTPUTS: dict[str, Option | str] = {
+    "o": Option(
+        None,
+        "array or SphericalSums",
+        "Outputs of any array-API library; or the output of the target, the sum and the sum of "
+        "squares of each row.",
+    ),
+    "targets": Option(
+        None, "array of int", "The class c of each row; absent for a `SphericalSums`."
+    ),
+    "axis": Option(-1, "int", "Axis of the D classes."),
+    "where": Option(None, "array of bool, optional", "Broadcastable against `o`; True takes part."),
+    "returns": """array
+    The loss: float32 for outputs of at most 32 bits, float64 otherwise.""",
+}
 
 #: ``family(xp, sums)`` gives the partials.
 Family = Callable[[Any, SphericalSums], SphericalPartials]
@@ -343,6 +361,7 @@ def _checked_sums(function: str, sums: SphericalSums) -> tuple[Library, Spherica
 
 
 @with_vjp(_zloss)
+@documented(**_OUTPUTS)
 @known_keywords
 def zloss(
     o: ArrayLike | SphericalSums,
@@ -363,37 +382,23 @@ def zloss(
 
     Parameters
     ----------
-    o : array or SphericalSums
-        Outputs of any array-API library; or the output of the target, the sum and the sum of
-        squares of each row.
-    targets : array of int
-        The class c of each row; absent for a `SphericalSums`.
+    {o}
+    {targets}
     a, b : float
         How sharp the bend is, above 0, and where.  Large `a` is a hinge; larger `b` asks for
         a higher rank.
-    axis : int
-        Axis of the D classes.
-    where : array of bool, optional
-        Broadcastable against `o`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {axis}
+    {where}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for outputs of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind; targets have to be integers.
-    ValueError
-        If a target is no class, or one that `where` leaves out; if an argument has a wrong
-        value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -434,6 +439,7 @@ def zloss(
 
 
 @with_vjp(_taylor)
+@documented(**_OUTPUTS)
 @known_keywords
 def taylor_cross_entropy(
     o: ArrayLike | SphericalSums,
@@ -451,24 +457,16 @@ def taylor_cross_entropy(
 
     Parameters
     ----------
-    o : array or SphericalSums
-        Outputs of any array-API library; or the output of the target, the sum and the sum of
-        squares of each row.
-    targets : array of int
-        The class c of each row; absent for a `SphericalSums`.
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `o`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {o}
+    {targets}
+    {axis}
+    {where}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for outputs of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------
@@ -497,6 +495,7 @@ def taylor_cross_entropy(
 
 
 @with_vjp(_spherical)
+@documented(**_OUTPUTS)
 @known_keywords
 def spherical_cross_entropy(
     o: ArrayLike | SphericalSums,
@@ -515,27 +514,19 @@ def spherical_cross_entropy(
 
     Parameters
     ----------
-    o : array or SphericalSums
-        Outputs of any array-API library; or the output of the target, the sum and the sum of
-        squares of each row.
-    targets : array of int
-        The class c of each row; absent for a `SphericalSums`.
+    {o}
+    {targets}
     eps : float
         At least 0.  At 0 the gradient has no bound as the target's output goes to 0, where
         the loss is +inf, a constant.
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `o`; True takes part.
-    ignore_index : int, optional
-        Rows with this target take no part, whatever they hold.
-    reduction : {"mean", "sum", "none"}
-        The mean is that over the rows that are not ignored.
+    {axis}
+    {where}
+    {ignore_index}
+    {reduction}
 
     Returns
     -------
-    array
-        The loss: float32 for outputs of at most 32 bits, float64 otherwise.
+    {returns}
 
     Raises
     ------
