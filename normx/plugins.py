@@ -519,3 +519,9 @@ class Library(ABC):
         `stop_gradient` returned.
         """
         return f() if self.is_concrete(condition) and bool(condition) else None
+
+    def spectral_norm(self, a: Array) -> Array | None:
+        """The largest singular value of each matrix; None where nothing finds it."""
+        xp = self.namespace()
+        found = getattr(getattr(xp, "linalg", None), "svdvals", None)
+        return None if found is None else xp.max(found(a), axis=-1)

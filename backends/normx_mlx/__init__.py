@@ -123,5 +123,10 @@ class MLXLibrary(ArrayAPILibrary):
         # float64 exists on CPU streams only; the result must not depend on the stream.
         return arithmetic.compensated_sum(self.namespace(), x, axis)
 
+    def spectral_norm(self, a: Any) -> Any:
+        mx = self.namespace()
+        # Which the CPU alone can; memory is shared.
+        return mx.linalg.svd(a, compute_uv=False, stream=mx.cpu)[..., 0]
+
 
 library = MLXLibrary("mlx", _namespace)

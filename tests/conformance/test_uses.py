@@ -245,5 +245,20 @@ def test_choices_and_regression_on_other_libraries(library):
     for f in (regression.loss, regression.gradient, regression.hessian):
         got = home.back(f(*map(home, arguments)))
         np.testing.assert_allclose(got, f(*arguments), atol=1e-6)
-    with pytest.raises(TypeError, match=r"lipschitz_bound: `a` must be of a library that has"):
-        regression.lipschitz_bound(home(arguments[0]))
+    stack = np.stack([arguments[0], 2 * arguments[0]])
+    for a in (arguments[0], stack):
+        got = home.back(regression.lipschitz_bound(home(a)))
+        np.testing.assert_allclose(got, regression.lipschitz_bound(a), rtol=1e-6)
+    shifted = regression.data_shift(*map(home, arguments))
+    for got, want in zip(shifted, regression.data_shift(*arguments), strict=True):
+        np.testing.assert_allclose(home.back(got), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("library", ["dask"])
+def test_bounds_of_matrices_in_chunks_are_found_later(library, monkeypatch):
+    dask = pytest.importorskip("dask.array")
+    stack = RNG.normal(size=(3, 6, 4))
+    with monkeypatch.context() as patch:
+        patch.setattr(dask.Array, "compute", None)
+        later = regression.lipschitz_bound(dask.from_array(stack, chunks=(2, 3, 2)))
+    np.testing.assert_allclose(later.compute(), regression.lipschitz_bound(stack), rtol=1e-12)
