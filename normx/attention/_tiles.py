@@ -195,16 +195,16 @@ def _mean(heads: Heads, rule: Rule, weights: Array, mask: Array | None) -> Array
 def infinite_part(library: Library, weights: Array, values: Array, seen: Array) -> Array:
     """What values that are not finite add to the outputs of the queries that see them."""
     xp, dtype = library.namespace(), dtype_name(weights.dtype)
-
-    def any_of(keys: Array, values: Array) -> Array:
-        return xp.matmul(library.cast(keys & seen, dtype), library.cast(values, dtype)) > 0
-
-    above, below, none = values == xp.inf, values == -xp.inf, xp.isnan(values)
-    rises = any_of(weights > 0, above) | any_of(weights < 0, below)
-    falls = any_of(weights > 0, below) | any_of(weights < 0, above)
-    lost = any_of(weights == 0, above | below) | any_of(seen, none) | (rises & falls)
-    infinite = xp.where(rises, xp.inf, xp.where(falls, -xp.inf, library.cast(falls, dtype)))
-    return library.cast(xp.where(lost, xp.nan, infinite), dtype)
+    with library.quiet():
+        signs = xp.where(seen, xp.sign(weights), 0.0)
+        ends = xp.where(xp.isinf(values), xp.sign(values), 0.0)
+    balance, number = xp.matmul(signs, ends), xp.matmul(xp.abs(signs), xp.abs(ends))
+    sees = library.cast(xp.broadcast_to(seen, weights.shape), dtype)
+    some = xp.matmul(sees, library.cast(~xp.isfinite(values), dtype))
+    # NaN is seen, or an infinity of no weight, or there are both infinities.
+    lost = (some > number) | (xp.abs(balance) < number)
+    found = xp.where(balance > 0, xp.inf, xp.where(balance < 0, -xp.inf, balance))
+    return xp.where(lost, xp.nan, found)
 
 
 def _blocks(length: int, size: int) -> Iterator[tuple[int, int]]:

@@ -272,6 +272,7 @@ def test_a_value_reaches_only_the_queries_that_see_it(name, causal, tiles):
     q, k, v = drawn(keys=9)
     where = seen(7, 9)
     v[..., 3, 0], v[..., 5, 1], v[1, ..., 8, :], v[0, 2, 1, 1] = np.nan, np.inf, -np.inf, np.inf
+    q[1, 2, 6, 0] = np.nan
     own = {"normalizer": name, "causal": causal, "where": where}
     y, weights = attention(q, k, v, **own, return_weights=True)
     kept = where & np.tril(np.ones((7, 9), bool), 2) if causal else where
