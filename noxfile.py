@@ -394,7 +394,7 @@ def accuracy(session: nox.Session) -> None:
 def experiments(session: nox.Session) -> None:
     """Run experiments, all or those that are named, and write what came out to their page.
 
-    On demand, when one of them or what it rests on changes: ten minutes.
+    On demand, when one of them or what it rests on changes: half an hour on one core.
     """
     session.install(project("cli", "plot", "learn"), *group("test"), *group("torch"))
     names = [path.stem.replace("_", "-") for path in (ROOT / "normx/experiments").glob("[a-z]*.py")]
