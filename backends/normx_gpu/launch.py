@@ -18,20 +18,24 @@ WARP = 32
 MOST_THREADS = 1024
 #: A memory transaction of one lane; 32 lanes of it are four full lines of 128 bytes.
 VECTOR_BYTES = 16
-#: Registers of scores in a lane.  With 1024 threads each has 64: 32 scores leave what the
-#: arithmetic needs, and NVRTC spills nothing (59 registers for softmax).
-MOST_REGISTERS = 32
-#: The same where more is kept than scores and exponentials (cotangents; the words of a threshold):
-#: with 32 of each, NVRTC spilled 100 to 1000 bytes of every thread.
-FEW_REGISTERS = 16
+#: Threads of the largest block of rows in registers: each has 128, of which about 30 are not for
+#: scores.  In 1024 threads each has 64, so that these hold fewer scores between them.
+MOST_LANES = 512
+#: Scores that a lane keeps.  NVRTC 13.5 spills nothing then, for sm_90 (softmax has 128 registers),
+#: and with 64 scores 128 bytes of every thread.
+MOST_REGISTERS = 48
+#: The same where more is kept than scores and exponentials (cotangents, masks, the words of a
+#: threshold).  With 32, taylor_softmax, normalized_squared_relu and masked_softmax spill 68 to 300.
+FEW_REGISTERS = 24
 #: Threads of a block of short rows: four warps keep a multiprocessor's four schedulers in work, and
 #: rows that are few still spread over many multiprocessors.
 SHORT_BLOCK = 128
 #: Blocks of a row: one for each multiprocessor of a large GPU, about.
 MOST_PARTS = 128
-#: Vectors per lane before a row gets twice the lanes, in blocks of more than one warp: two loads in
-#: flight per lane hide more latency than twice the lanes with one do, and barriers get cheaper.
-FEW_VECTORS = 2
+#: A lane fills one part in so many of these before a row gets twice the lanes, in blocks: several
+#: loads are in flight in each, barriers and shuffles are few, and 1024 threads of columns have the
+#: registers.  (quack has 128 threads for rows of 16384 scores; nothing was measured here.)
+FILLED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,10 @@ def geometry(
     ====================  =============================  ==========================================
     up to 4               one                            a vector is a row
     up to 128             part of a warp, one vector     no barrier, and log2(lanes) shuffles
-    up to 1024            a warp, up to 8 vectors        the same, and a load of each lane in flight
-    up to 32768           a block of 64 to 1024 lanes    scores in registers: one read, one write
-    up to 4194304         up to 128 such blocks          the same; a meeting costs microseconds
-    beyond                the same, states online        two reads, one write
+    up to 1536            a warp, up to 12 vectors       the same, and loads of each lane in flight
+    up to 24576           a block of 128 to 512 lanes    scores in registers: one read, one write
+    up to 3145728         up to 128 such blocks          the same; a meeting costs microseconds
+    beyond                1024, states online            two reads, one write
     ====================  =============================  ==========================================
 
     What is `heavy` has half of the registers, and so do doubles; in half precision a vector has 8
@@ -113,21 +117,23 @@ def geometry(
     vectors = max(-(-n // vector), 1)
     registers = FEW_REGISTERS if heavy else MOST_REGISTERS
     most = registers * 4 // max(size, 4) // vector  # doubles take two registers each
+    few = max(most // FILLED, 1)
+    parts = 1
     if vectors <= WARP * most:
         lanes = min(_power_of_two(vectors), WARP)
     else:
         lanes = 2 * WARP
-        while lanes < MOST_THREADS and lanes * FEW_VECTORS < vectors:
+        while lanes < MOST_LANES and lanes * few < vectors:
             lanes *= 2
-    parts = 1
-    while lanes * parts * most < vectors and 2 * parts <= min(resident, MOST_PARTS):
-        parts *= 2
+        while lanes * parts * most < vectors and 2 * parts <= min(resident, MOST_PARTS):
+            parts *= 2
     steps = -(-vectors // (lanes * parts))
     if steps > most:
-        steps = 0
+        lanes, steps = MOST_THREADS, 0
     rows = SHORT_BLOCK // lanes if lanes <= WARP else 1
-    if columns:
-        rows = max(min(WARP, MOST_THREADS // lanes), WARP // lanes)
+    if columns and parts == 1:
+        threads = MOST_THREADS if steps <= few else MOST_LANES
+        rows = max(min(WARP, threads // lanes), WARP // lanes)
     return Geometry(lanes, rows, steps, vector, columns and rows > 1, parts, resident)
 
 

@@ -53,7 +53,7 @@ PROGRAMS = _all(
     Program("logsumexp", _SOFTMAX, flags=Flag.LOG_SPACE | Flag.REDUCES),
     Program("inhibited_softmax", _SOFTMAX, ("alpha",), flags=Flag.INHIBITED),
     Program("nonnegative_softmax", _SOFTMAX, ("threshold",), flags=Flag.THRESHOLD),
-    Program("masked_softmax", _SOFTMAX, ("fill",), flags=Flag.FILLS),
+    Program("masked_softmax", _SOFTMAX, ("fill",), flags=Flag.FILLS, heavy=True),
     Program("ssmax", _SCALED, ("s", "b", "n"), flags=Flag.SCALED),
     Program("entropy_invariant_softmax", _SCALED, ("n0", "n_min", "n"), flags=Flag.SCALED),
     Program(

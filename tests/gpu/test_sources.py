@@ -36,7 +36,8 @@ def test_geometries_cover_rows(n, dtype, columns, heavy, resident):
     assert g.lanes <= WARP * WARP, "one warp merges what the others found"
     assert g.loop or g.steps * g.lanes * g.parts * g.vector >= n, "the registers hold the row"
     assert g.parts == 1 or (g.rows == 1 and not g.columns and g.grid(7) <= resident)
-    assert g.steps * g.vector <= 32 // (1 + heavy)
+    assert g.steps * g.vector <= 48 // (1 + heavy)
+    assert g.loop or g.block <= 512 or g.steps * g.vector <= 16 // (1 + heavy)
     # The order of sums follows from these alone.
     other = geometry(n, dtype, columns=not columns, heavy=heavy, resident=resident)
     for alike in ("lanes", "parts", "steps", "vector"):

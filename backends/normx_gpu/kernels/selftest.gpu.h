@@ -44,7 +44,7 @@ NX_FN void nx_selftest_forward(NX_THREAD nx_row& r) {
   const bool some = nx_any(r.c, r.lane == 0), none = nx_any(r.c, false);
   nx_barrier(r.c);
   NX_WRITE(r) {
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     const bool same = NX_KEPT(r, NX_SCORE(r)) == NX_SCORE(r) || i >= r.n;
     NX_PUT(r, same && nx_checked(nx_int(i), count, top, nx_t(r.n), some, none) ? nx_t(1) : nx_t(0));
   }

@@ -195,9 +195,9 @@ NX_FN void nx_log_softmax_forward(NX_THREAD nx_row& r) {
   const nx_words c = nx_inverse_temperature(r);
   const nx_softmax_state s = nx_max_sum(r, c, true);
   nx_judge(r, s.top);
-  const nx_t rest = nx_log1p(s.excess);
+  const nx_t rest = nx_log1p(s.excess), top = nx_anew(s.top);  // else the differences of the sum are kept
   NX_WRITE(r) {
-    const nx_words z = nx_relative(r, NX_SCORE(r), s.top, c);
+    const nx_words z = nx_relative(r, NX_SCORE(r), top, c);
     const nx_words d = nx_sum_of(z, s.shift);
     NX_PUT(r, (d.hi - rest) + d.lo);
   }
@@ -239,7 +239,7 @@ NX_FN nx_filled nx_fill(NX_THREAD nx_row& r, nx_words c) {
   f.s = nx_max_sum(r, c, false);
   nx_words out = nx_word(0);
   NX_EACH(r) {
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     if (i < r.n && !nx_kept(r, i)) nx_add(r, out, 1);
   }
   const nx_t count = nx_total_of(r, out).hi, fill = nx_parameter(r, 0), level = f.s.ceiling;
@@ -258,7 +258,7 @@ NX_FN void nx_masked_softmax_forward(NX_THREAD nx_row& r) {
   const nx_filled f = nx_fill(r, c);
   NX_WRITE(r) {
     const nx_t e = NX_KEPT(r, nx_exp(nx_relative(r, NX_SCORE(r), f.s.top, c)));
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     NX_PUT(r, i < r.n && !nx_kept(r, i) ? f.share : e * f.scale);
   }
 }
@@ -269,7 +269,7 @@ NX_FN void nx_masked_softmax_backward(NX_THREAD nx_row& r) {
   nx_t outside = 0;
   NX_EACH(r) {
     const nx_t e = NX_KEPT(r, nx_exp(nx_relative(r, NX_SCORE(r), f.s.top, c)));
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     const bool out = i < r.n && !nx_kept(r, i);
     const nx_t g = NX_COTANGENT(r);
     nx_add(r, all, out ? f.share * g : e * f.scale * g);

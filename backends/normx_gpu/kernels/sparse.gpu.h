@@ -18,6 +18,7 @@ NX_FN nx_threshold nx_threshold_of(NX_THREAD nx_row& r, nx_words c, nx_int power
   nx_t t = 1, slope = 1;
   bool done = false;
   for (nx_int step = 0; step < 200 && nx_any(r.c, !done); ++step) {
+    s.top = nx_anew(s.top);  // else the differences are kept, in two words, and spilled
     nx_words sum = nx_word(0), slopes = nx_word(0);
     NX_EACH(r) {
       const nx_t b = nx_relative(r, NX_SCORE(r), s.top, c).hi + t;
@@ -34,6 +35,7 @@ NX_FN nx_threshold nx_threshold_of(NX_THREAD nx_row& r, nx_words c, nx_int power
   }
   s.t = nx_word(t);
   for (nx_int step = 0; step < 2; ++step) {
+    s.top = nx_anew(s.top);
     nx_words sum = nx_word(0);
     NX_EACH(r) {
       const nx_words b = nx_lifted(nx_relative(r, NX_SCORE(r), s.top, c), s.t);

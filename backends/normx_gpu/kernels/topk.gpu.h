@@ -16,7 +16,7 @@ NX_FN void nx_softmax_topk_forward(NX_THREAD nx_row& r) {
   for (nx_int rank = 0; rank < wanted; ++rank) {
     nx_words best = nx_pair(-NX_INF, NX_INF);
     NX_EACH(r) {
-      const nx_i64 i = nx_place(r, k_) + j_;
+      const nx_spot i = nx_place(r, k_) + j_;
       const nx_t v = nx_is_nan(NX_SCORE(r)) ? -NX_INF : NX_SCORE(r), index = nx_t(i);
       const bool left = v < last.hi || (v == last.hi && index > last.lo);
       if (i < r.n && left) best = nx_next::of(nx_pair(v, index), best);
@@ -25,7 +25,7 @@ NX_FN void nx_softmax_topk_forward(NX_THREAD nx_row& r) {
     if (r.live && r.lane == 0) {
       const nx_i64 i = nx_i64(last.lo);
       const nx_t y = nx_exp(nx_relative(r, last.hi, s.top, c)) * scale;
-      nx_store(r.c.y, r.y + rank * nx_stride(r, NX_OF_Y, NX_OUTER), nx_settled(r, i, y));
+      nx_store(r.c.y, r.y + rank * nx_stride(r, NX_OF_Y, NX_OUTER), nx_settled(r, nx_spot(i), y));
       nx_set_index(r.c.index, nx_offset(r, NX_OF_INDEX) + rank * nx_stride(r, NX_OF_INDEX, NX_OUTER), i);
     }
   }

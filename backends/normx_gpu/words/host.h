@@ -61,6 +61,9 @@ struct nx_context {
   const nx_buffer* index;
 };
 
+// What the CUDA flavour says to its compiler.
+NX_FN nx_int nx_anew(nx_int x) { return x; }
+NX_FN nx_t nx_anew(nx_t x) { return x; }
 NX_FN nx_t nx_power_of_two(nx_int n) { return std::ldexp(nx_t(1), n); }
 
 NX_FN nx_t nx_load(const nx_buffer* p, nx_i64 i) {

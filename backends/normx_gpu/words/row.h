@@ -9,9 +9,18 @@
 //   NX_WRITE(r) { ... NX_PUT(r, y) ... }                  every result of the lane; policies are seen to
 //   nx_maximum, nx_total, nx_any                          of all lanes; every lane of the block must get there
 
+// A place in a row. Rows in registers have 2^22 scores at most, and 64 bits for each place take up to 30 registers of a thread: in
+// float32 and float16, softmax with 64 scores in each of 512 threads spilled 156 and 888 bytes.
+#if NX_LOOP
+typedef nx_i64 nx_spot;
+#else
+typedef nx_int nx_spot;
+#endif
+
 struct nx_row {
   nx_context c;
-  nx_i64 index, n;
+  nx_i64 index;
+  nx_spot n;
   nx_int lane, bank;  // the lane's place among all of the row; which bank of shared cells is free
   nx_int far_bank, meetings;  // the same for blocks of a row, and how often these have met
   bool live;      // a row of the call: the last block may have lanes for more
@@ -38,7 +47,7 @@ struct nx_row {
 #define NX_KEPT(r, value) ((r).e[NX_SLOT])
 #endif
 #define NX_EACH(r)                                             \
-  NX_UNROLL_STEPS for (nx_int k_ = 0; k_ < nx_steps(r); ++k_) \
+  NX_UNROLL_STEPS for (nx_int k_ = nx_begun(r); k_ < nx_steps(r); ++k_) \
     NX_UNROLL for (nx_int j_ = nx_fetch(r, k_); j_ < NX_V; ++j_)
 #define NX_WRITE(r) NX_EACH(r)
 #define NX_SCORE(r) ((r).v[NX_SLOT])
@@ -61,16 +70,16 @@ NX_FN nx_i64 nx_offset(NX_THREAD const nx_row& r, nx_int operand) {
   return NX_OUTER > 0 ? offset + left * nx_stride(r, operand, 0) : offset;
 }
 // And of score i within its row.
-NX_FN nx_i64 nx_along(NX_THREAD const nx_row& r, nx_int operand, nx_i64 i) {
+NX_FN nx_i64 nx_along(NX_THREAD const nx_row& r, nx_int operand, nx_spot i) {
   nx_i64 offset = 0;
   for (nx_int axis = NX_OUTER + NX_REDUCED - 1; axis > NX_OUTER; --axis) {
-    const nx_i64 size = NX_WORD(NX_AT_SIZES + axis);
-    offset += i % size * nx_stride(r, operand, axis);
+    const nx_spot size = nx_spot(NX_WORD(NX_AT_SIZES + axis));
+    offset += nx_i64(i % size) * nx_stride(r, operand, axis);
     i /= size;
   }
-  return offset + i * nx_stride(r, operand, NX_OUTER);
+  return offset + nx_i64(i) * nx_stride(r, operand, NX_OUTER);
 }
-NX_FN nx_i64 nx_place(NX_THREAD const nx_row& r, nx_int k) { return (nx_i64(k) * NX_LANES * NX_PARTS + r.lane) * NX_V; }
+NX_FN nx_spot nx_place(NX_THREAD const nx_row& r, nx_int k) { return (nx_spot(k) * NX_LANES * NX_PARTS + r.lane) * NX_V; }
 NX_FN nx_int nx_steps(NX_THREAD const nx_row& r) {
 #if NX_LOOP
   const nx_i64 stride = nx_i64(NX_LANES) * NX_PARTS * NX_V;
@@ -79,7 +88,7 @@ NX_FN nx_int nx_steps(NX_THREAD const nx_row& r) {
   return NX_STEPS;
 #endif
 }
-NX_FN bool nx_kept(NX_THREAD const nx_row& r, nx_i64 i) {
+NX_FN bool nx_kept(NX_THREAD const nx_row& r, nx_spot i) {
   return !NX_HAS(NX_WHERE) || nx_flag(r.c.where, r.where + nx_along(r, NX_OF_WHERE, i));
 }
 
@@ -118,7 +127,7 @@ NX_FN nx_words nx_tempered_words(NX_THREAD const nx_row& r, nx_t v) {
   return nx_pair(q, nx_is_finite(low) ? low : nx_t(0));
 }
 NX_FN nx_t nx_tempered(NX_THREAD const nx_row& r, nx_t v) { return nx_tempered_words(r, v).hi; }
-NX_FN nx_t nx_score_of(NX_THREAD const nx_row& r, nx_t v, nx_i64 i) {
+NX_FN nx_t nx_score_of(NX_THREAD const nx_row& r, nx_t v, nx_spot i) {
   if (NX_HAS(NX_NEGATED)) v = -v;
   if (NX_HAS(NX_SOFTCAP)) {
     const nx_t cap = NX_NUMBER(NX_NUMBER_SOFTCAP);
@@ -131,7 +140,7 @@ NX_FN nx_t nx_score_of(NX_THREAD const nx_row& r, nx_t v, nx_i64 i) {
   return v;
 }
 NX_FN void nx_read(NX_THREAD nx_row& r, nx_int k, nx_int slot) {
-  const nx_i64 first = nx_place(r, k);
+  const nx_spot first = nx_place(r, k);
   if (NX_HAS(NX_WIDE)) {
     if (first < r.n) {
       nx_load_wide(r.c.x, r.x + first, &r.v[slot], NX_V);
@@ -139,20 +148,25 @@ NX_FN void nx_read(NX_THREAD nx_row& r, nx_int k, nx_int slot) {
     }
   } else {
     NX_UNROLL for (nx_int j = 0; j < NX_V; ++j) {
-      const nx_i64 i = first + j;
+      const nx_spot i = first + j;
       if (i >= r.n) continue;
       r.v[slot + j] = nx_load(r.c.x, r.x + nx_along(r, NX_OF_X, i));
       if (NX_HAS(NX_BACKWARD) && !NX_HAS(NX_REDUCES)) r.h[slot + j] = nx_load(r.c.g, r.g + nx_along(r, NX_OF_G, i));
     }
   }
   NX_UNROLL for (nx_int j = 0; j < NX_V; ++j) {
-    const bool inside = first + j < r.n;
+    const bool inside = NX_HAS(NX_WIDE) ? first < r.n : first + j < r.n;
     const nx_t v = inside ? nx_score_of(r, r.v[slot + j], first + j) : -NX_INF;
     r.v[slot + j] = v;
     // What is left out has no cotangent, whatever is there.
     const bool counts = inside && (NX_HAS(NX_FILLS) || v != -NX_INF);
     if (NX_HAS(NX_BACKWARD) && !NX_HAS(NX_REDUCES) && !counts) r.h[slot + j] = 0;
   }
+}
+// A pass begins. Places are not kept from one to the next: of 64 scores they would take 32 registers.
+NX_FN nx_int nx_begun(NX_THREAD nx_row& r) {
+  r.lane = nx_anew(r.lane);
+  return 0;
 }
 NX_FN nx_int nx_fetch(NX_THREAD nx_row& r, nx_int k) {
 #if NX_LOOP
@@ -164,7 +178,7 @@ NX_FN nx_int nx_fetch(NX_THREAD nx_row& r, nx_int k) {
   return 0;
 }
 NX_FN void nx_flush(NX_THREAD nx_row& r, nx_int k) {
-  const nx_i64 first = nx_place(r, k);
+  const nx_spot first = nx_place(r, k);
   if (!r.live || first >= r.n) return;
   if (NX_HAS(NX_WIDE)) {
     nx_store_wide(r.c.y, r.y + first, r.out, NX_V);
@@ -188,7 +202,7 @@ NX_FN void nx_put_value(NX_THREAD const nx_row& r, nx_t value) {
 NX_FN void nx_open(NX_THREAD nx_row& r, nx_i64 index) {
   r.live = index < NX_WORD(NX_AT_ROWS);
   r.index = r.live ? index : NX_WORD(NX_AT_ROWS) - 1;
-  r.n = NX_WORD(NX_AT_LENGTH);
+  r.n = nx_spot(NX_WORD(NX_AT_LENGTH));
   r.flip = false;
   r.fate = NX_ORDINARY;
   r.share = 0;
@@ -288,7 +302,7 @@ NX_FN void nx_judge(NX_THREAD nx_row& r, nx_t top) {
   if (NX_HAS(NX_EMPTY_NAN) || NX_HAS(NX_EMPTY_UNIFORM)) {
     nx_words kept = nx_word(0);
     NX_EACH(r) {
-      const nx_i64 i = nx_place(r, k_) + j_;
+      const nx_spot i = nx_place(r, k_) + j_;
       if (i < r.n && nx_kept(r, i)) nx_add(r, kept, 1);
     }
     const nx_t count = nx_total_of(r, kept).hi;
@@ -299,7 +313,7 @@ NX_FN void nx_judge(NX_THREAD nx_row& r, nx_t top) {
   }
 }
 // A result with all policies.
-NX_FN nx_t nx_settled(NX_THREAD const nx_row& r, nx_i64 i, nx_t y) {
+NX_FN nx_t nx_settled(NX_THREAD const nx_row& r, nx_spot i, nx_t y) {
   if (r.fate == NX_ORDINARY || i >= r.n) return y;
   const nx_t zero = NX_HAS(NX_LOG_SPACE) && !NX_HAS(NX_BACKWARD) ? -NX_INF : nx_t(0);
   if (r.fate == NX_HAS_NAN) return (NX_HAS(NX_FILLS) && !NX_HAS(NX_BACKWARD)) || nx_kept(r, i) ? NX_NAN : zero;
