@@ -154,8 +154,8 @@ def backward(plan: Plan, xp: Any, empty: Callable[..., Array], run: Run) -> Pull
     return pullback
 
 
-def topk(plan: Plan, k: int, empty: Callable[..., Array], run: Run) -> TopKCall | Refusal:
-    """How the k largest weights of each row are found; `forward` says what the others are."""
+def topk_of(plan: Plan, k: int) -> Plan | Refusal:
+    """The plan of the k largest weights of each row, or why there is none."""
     if plan.dtype not in SIZES:
         return Refusal(f"has no kernel for {TOPK.name} of {plan.dtype}")
     if plan.parameters or plan.where is not None:
@@ -165,13 +165,26 @@ def topk(plan: Plan, k: int, empty: Callable[..., Array], run: Run) -> TopKCall 
         return Refusal(f"finds them in rows of up to {MOST_INDEX} scores")
     if not 1 <= k <= MOST_K:
         return Refusal(f"finds 1 to {MOST_K} weights")
-    shape = (*plan.shape[:along], k, *plan.shape[along + 1 :])
-    plan = replace(plan, constants={"k": k})
+    return replace(plan, constants={"k": k})
+
+
+def shape_of_topk(plan: Plan) -> tuple[int, ...]:
+    """The shape of the weights that a plan of `topk_of` finds, and of their indices."""
+    (along,) = plan.axis
+    return (*plan.shape[:along], plan.constants["k"], *plan.shape[along + 1 :])
+
+
+def topk(plan: Plan, k: int, empty: Callable[..., Array], run: Run) -> TopKCall | Refusal:
+    """How the k largest weights of each row are found; `forward` says what the others are."""
+    found = topk_of(plan, k)
+    if isinstance(found, Refusal):
+        return found
+    searched, shape = found, shape_of_topk(found)
 
     def call(x: Array) -> tuple[Array, Array, str]:
         values, indices = empty(shape, plan.dtype), empty(shape, "int64")
         arrays = {Operand.X: x, Operand.Y: values, Operand.INDEX: indices}
-        return values, indices, run(plan, TOPK, arrays, {}, backward=False)
+        return values, indices, run(searched, TOPK, arrays, {}, backward=False)
 
     return call
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from normx._libraries import numpy_library
 from normx.plugins import dtype_name
-from normx_gpu.abi import Flag, Operand
+from normx_gpu.abi import WORDS, Flag, Operand
 from normx_gpu.call import Launch
 from normx_gpu.emulator import Fault, emulator
 from normx_gpu.launch import SIZES, Geometry
@@ -254,15 +254,24 @@ def _modes() -> dict[str, Callable[[Any], Any]]:
 # -------------------------------------------------------------------------------------- MLX
 
 
-def install_mlx() -> None:
-    """Let normx_mlx find Metal, in this process; what it queues is computed at once."""
+def install_mlx(*, cuda: bool = False) -> None:
+    """Let normx_mlx find Metal, or CUDA, in this process; what it queues is computed at once."""
     import mlx.core as mx
     from normx_mlx import _backend, library
 
-    cast(Any, _backend)._is_apple = lambda: True
-    cast(Any, mx).metal.is_available = lambda: True
+    from normx_gpu import nvrtc
+
+    cast(Any, _backend)._is_apple = lambda: not cuda
+    cast(Any, _backend)._has_cuda = lambda: cuda
+    cast(Any, _backend)._nvrtc_unusable = lambda: None
+    cast(Any, mx).metal.is_available = lambda: not cuda
+    cast(Any, mx).cuda.is_available = lambda: cuda
     cast(Any, mx).fast.metal_kernel = _metal_kernel
+    cast(Any, mx).fast.precompiled_cuda_kernel = _precompiled_cuda_kernel
     cast(Any, mx).default_device = lambda: mx.Device(mx.gpu, 0)
+    capability = {"compute_capability_major": 9, "compute_capability_minor": 0}
+    cast(Any, mx).device_info = lambda: capability
+    cast(Any, nvrtc).machine_code = lambda text, name, architecture: text.encode()
     cast(Any, library).modes = _modes
 
 
@@ -274,8 +283,6 @@ def _metal_kernel(
     assert name.startswith(own)
     assert all(f"= {name};" in source for name in (*input_names, *output_names))
 
-    from normx_mlx import library
-
     def run(
         inputs: Sequence[Array],
         grid: tuple[int, int, int],
@@ -283,20 +290,64 @@ def _metal_kernel(
         output_shapes: Sequence[tuple[int, ...]],
         output_dtypes: Sequence[Any],
     ) -> list[Array]:
-        block = kernel.geometry.block
-        if threadgroup != (block, 1, 1) or grid[0] % block or min(i.size for i in inputs) < 8:
-            raise Fault(f"{name}: {grid} threads in groups of {threadgroup}")
-        # To multiples of 16, which Metal's text does not need.
-        *read, words, numbers = (library.to_numpy(array).copy() for array in inputs)
-        made = [
-            np.empty(shape, numpy_library.dtype(dtype_name(dtype)))
-            for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
-        ]
-        operands = [Operand[each.upper()] for each in (*input_names[:-2], *output_names)]
+        if min(i.size for i in inputs) < 8:
+            raise Fault(f"{name}: inputs of fewer than 8 elements, in another address space")
+        *read, words, numbers = inputs
         tables = tuple(words.tolist()), tuple(numbers.tolist())
-        launched.append(Launched(kernel, 0, 0))
-        go = Launch(kernel, grid[0] // block, block, *tables)
-        emulator.emulate(go, dict(zip(operands, [*read, *made], strict=True)))
-        return [library.from_numpy(array) for array in made]
+        names = (*input_names[:-2], *output_names)
+        return _run(kernel, names, read, tables, grid, threadgroup, output_shapes, output_dtypes)
 
     return run
+
+
+def _precompiled_cuda_kernel(
+    *,
+    name: str,
+    compiled_source: bytes,
+    inputs: Sequence[Array],
+    output_shapes: Sequence[tuple[int, ...]],
+    output_dtypes: Sequence[Any],
+    scalars: Sequence[Any],
+    grid: tuple[int, int, int],
+    threadgroup: tuple[int, int, int],
+    ensure_row_contiguous: bool,
+) -> list[Array]:
+    """MLX's function of that name; what was compiled is the text."""
+    text = compiled_source.decode()
+    own, kernel = _made_for(text)
+    assert own == name and ensure_row_contiguous and not scalars
+    (taken,) = (line for line in text.splitlines() if line.startswith("#define NX_ARGUMENTS "))
+    names = [argument.split()[-1] for argument in taken.split(", ")]
+    *read, plan = inputs
+    assert names.pop(len(read)) == "plan"
+    handed = np.array(plan)
+    tables = tuple(handed[:WORDS].tolist()), tuple(handed[WORDS:].view(np.float32).tolist())
+    return _run(kernel, names, read, tables, grid, threadgroup, output_shapes, output_dtypes)
+
+
+def _run(
+    kernel: Kernel,
+    names: Sequence[str],
+    read: Sequence[Array],
+    tables: tuple[tuple[int, ...], tuple[float, ...]],
+    grid: tuple[int, int, int],
+    threadgroup: tuple[int, int, int],
+    output_shapes: Sequence[tuple[int, ...]],
+    output_dtypes: Sequence[Any],
+) -> list[Array]:
+    """Run a kernel of MLX's on copies, which lie on multiples of 16: Metal's text needs it not."""
+    from normx_mlx import library
+
+    block = kernel.geometry.block
+    if threadgroup != (block, 1, 1) or grid[0] % block:
+        raise Fault(f"{kernel.name}: {grid} threads in groups of {threadgroup}")
+    made = [
+        np.empty(shape, numpy_library.dtype(dtype_name(dtype)))
+        for shape, dtype in zip(output_shapes, output_dtypes, strict=True)
+    ]
+    operands = [Operand[name.upper()] for name in names]
+    arrays = [*(library.to_numpy(array).copy() for array in read), *made]
+    launched.append(Launched(kernel, 0, 0))
+    go = Launch(kernel, grid[0] // block, block, *tables)
+    emulator.emulate(go, dict(zip(operands, arrays, strict=True)))
+    return [library.from_numpy(array) for array in made]

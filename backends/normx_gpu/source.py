@@ -5,6 +5,7 @@ Everything here is a pure function of its arguments and of the files of this pac
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -131,12 +132,31 @@ class Metal:
     body: str
 
 
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A CUDA kernel that takes the arrays there are: MLX's ``fast.precompiled_cuda_kernel``.
+
+    Attributes
+    ----------
+    inputs, outputs : tuple of Operand
+        What it takes, and between them the plan: the words and the numbers in one array.
+    name : str
+        With a hash of the source.
+    text : str
+    """
+
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    name: str
+    text: str
+
+
 #: Where the context of a kernel keeps its operands.
 _FIELDS = {o: f"{o.name[0].lower()}[{o.name[1]}]" for o in Operand if o.name[-1].isdigit()}
 
 
-def metal(kernel: Kernel) -> Metal:
-    """The source of a Metal kernel; there is none of float64, nor of rows in several blocks."""
+def _used(kernel: Kernel) -> tuple[tuple[Operand, ...], tuple[Operand, ...]]:
+    """The operands that a kernel reads, and those that it writes; there is no scratch."""
     flags = kernel.flags
     present = {
         Operand.G: Flag.BACKWARD,
@@ -151,13 +171,42 @@ def metal(kernel: Kernel) -> Metal:
     present |= {Operand(Operand.P0 + k): Flag(Flag.P0_ARRAY << k) for k in range(PARAMETERS)}
     present |= {Operand(Operand.D0 + k): Flag(Flag.D0 << k) for k in range(PARAMETERS)}
     used = [o for o in Operand if o != Operand.SCRATCH and (o not in present or flags & present[o])]
-    places = "".join(f"r.c.{_FIELDS.get(o, o.name.lower())} = {o.name.lower()};\n" for o in used)
+    read = tuple(o for o in used if o not in RESULTS)
+    return read, tuple(o for o in used if o in RESULTS)
+
+
+def _places(operands: Sequence[Operand], end: str) -> str:
+    fields = {o: _FIELDS.get(o, o.name.lower()) for o in operands}
+    return "".join(f"r.c.{field} = {o.name.lower()};{end}" for o, field in fields.items())
+
+
+def metal(kernel: Kernel) -> Metal:
+    """The source of a Metal kernel; there is none of float64, nor of rows in several blocks."""
+    inputs, outputs = _used(kernel)
+    places = _places((*inputs, *outputs), "\n")
     return Metal(
-        inputs=tuple(o for o in used if o not in RESULTS),
-        outputs=tuple(o for o in used if o in RESULTS),
+        inputs=inputs,
+        outputs=outputs,
         header=_choices(kernel) + abi.definitions() + _with_kernel("metal", kernel),
         body=text("words/metal_body.h").replace("NX_OPERANDS\n", places),
     )
+
+
+def cuda_handed(kernel: Kernel) -> Handed:
+    """The source of a CUDA kernel for MLX, for NVRTC with `CUDA_OPTIONS`; one block per row."""
+    inputs, outputs = _used(kernel)
+    kinds = {Operand.WHERE: "unsigned char", Operand.INDEX: "nx_i64"}
+    kinds |= dict.fromkeys((Operand.X, Operand.G, Operand.Y), "nx_s")
+    arguments = [f"const {kinds.get(o, 'nx_t')}* {o.name.lower()}" for o in inputs]
+    arguments.append("const nx_plan* plan")
+    arguments += [f"{kinds.get(o, 'nx_t')}* {o.name.lower()}" for o in outputs]
+    head = f"#define NX_ARGUMENTS {', '.join(arguments)}\n"
+    head += f"#define NX_PLACES {_places((*inputs, *outputs), ' ')}\n"
+    made = head + cuda(kernel)
+    # MLX keeps kernels by name, and what is compiled depends on more than ours says.
+    name = f"{kernel.name}_{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+    named = made.replace(f"#define NX_NAME {kernel.name}\n", f"#define NX_NAME {name}\n")
+    return Handed(inputs, outputs, name, named)
 
 
 def host(programs: Sequence[Program] = (*PROGRAMS.values(), TOPK), more: str = "") -> str:

@@ -1,31 +1,33 @@
-"""The plugin: kernels of normx_gpu on Metal."""
+"""The plugin: kernels of normx_gpu on the GPU that MLX has, by Metal or by CUDA."""
 
 from __future__ import annotations
 
 import platform
 import sys
+from importlib.metadata import distributions
 from importlib.util import find_spec
 
 from normx._plan import Plan
-from normx.plugins import Backend, Call, Pullback, Refusal
+from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
+
+#: MLX's distributions that have CUDA.
+_WITH_CUDA = ("mlx-cuda", "mlx-cuda-12", "mlx-cuda-13")
 
 
 class MLXBackend(Backend):
-    """Metal kernels in MLX's graph.
-
-    Where MLX has CUDA the formula runs: what `mx.fast.cuda_kernel` compiles has no bound on
-    registers, so that blocks of 1024 threads may not fit, and fuses products into sums.
-    """
+    """Metal or CUDA kernels in MLX's graph."""
 
     name = "mlx"
 
     def unusable(self) -> str | None:
         if find_spec("mlx") is None:
             return "MLX is not installed: pip install mlx"
-        return None if _is_apple() else "there is no Metal here"
+        if _is_apple():
+            return None
+        return _nvrtc_unusable() if _has_cuda() else "there is no Metal here, and no CUDA in MLX"
 
     def description(self) -> str:
-        return "Metal kernels, a part of MLX's graph"
+        return "Metal or CUDA kernels, a part of MLX's graph"
 
     def implementation(self, plan: Plan) -> Call | Refusal:
         refused = _elsewhere(plan)
@@ -43,9 +45,27 @@ class MLXBackend(Backend):
 
         return _kernels.backward(plan)
 
+    def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
+        refused = _elsewhere(plan)
+        if refused is not None:
+            return refused
+        from normx_mlx import _kernels
+
+        return _kernels.topk(plan, k)
+
 
 def _is_apple() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def _has_cuda() -> bool:
+    return any(found.name in _WITH_CUDA for found in distributions())
+
+
+def _nvrtc_unusable() -> str | None:
+    from normx_gpu import nvrtc
+
+    return nvrtc.unusable()
 
 
 def _elsewhere(plan: Plan) -> Refusal | None:
@@ -57,7 +77,8 @@ def _elsewhere(plan: Plan) -> Refusal | None:
         return Refusal("has no float64 on a GPU")
     import mlx.core as mx
 
-    return None if mx.metal.is_available() else Refusal("finds no Metal in this MLX")
+    found = mx.metal.is_available() or mx.cuda.is_available()
+    return None if found else Refusal("finds neither Metal nor CUDA in this MLX")
 
 
 backend = MLXBackend()

@@ -1,4 +1,4 @@
-"""Kernels of normx_gpu as operations of MLX: lazy like any, and compiled when they first run.
+"""Kernels of normx_gpu as operations of MLX: lazy like any, on Metal or on CUDA.
 
 MLX hands arrays over side by side, so strides follow from shapes; an axis along which an array is
 broadcast has stride 0, and nothing is copied for that.
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from math import prod
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from normx_gpu import call, source
+from normx_gpu import call, nvrtc, source
 from normx_gpu.abi import Operand
-from normx_gpu.programs import Program
+from normx_gpu.programs import TOPK, Program
 from normx_gpu.source import Kernel
 
 from normx._plan import Plan
 from normx._sinks import sinks_along, sinks_aside
-from normx.plugins import Call, Pullback, Refusal
+from normx.plugins import Call, Pullback, Refusal, TopKCall
 from normx_mlx import _mlx
 
 Array = Any
@@ -44,8 +44,7 @@ class _Launch(NamedTuple):
     block: int
     inputs: tuple[Operand, ...]
     outputs: tuple[Operand, ...]
-    words: Array
-    numbers: Array
+    plan: tuple[Array, ...]  # what follows the inputs: words and numbers
     name: str
 
 
@@ -109,6 +108,25 @@ def backward(plan: Plan) -> Pullback | Refusal:
     return pulled
 
 
+def topk(plan: Plan, k: int) -> TopKCall | Refusal:
+    """A search for the largest weights of a plan, or why there is none."""
+    found = call.topk_of(plan, k)
+    if isinstance(found, Refusal):
+        return found
+    shape = call.shape_of_topk(found)
+    launcher = _Launcher(found, TOPK, backward=False)
+    results = {Operand.Y: _Result(shape, shape, plan.dtype)}
+    results[Operand.INDEX] = _Result(shape, shape, "int64")
+
+    def searched(x: Array) -> tuple[Array, Array, str] | Refusal:
+        if not plan.library.is_concrete(x):
+            return Refusal("differentiates, maps and compiles the formula")
+        made, name = launcher({Operand.X: x}, {}, results)
+        return made[Operand.Y], made[Operand.INDEX], name
+
+    return searched
+
+
 def _operands(
     plan: Plan,
     program: Program,
@@ -153,7 +171,7 @@ class _Launcher:
             go = self._kept[key] = self._prepared(shapes, parameters)
         library = self._plan.library
         found = go.run(
-            inputs=[*(_filled(arrays[operand]) for operand in go.inputs), go.words, go.numbers],
+            inputs=[*(_filled(arrays[operand]) for operand in go.inputs), *go.plan],
             grid=(go.grid * go.block, 1, 1),
             threadgroup=(go.block, 1, 1),
             output_shapes=[results[operand].shape for operand in go.outputs],
@@ -179,15 +197,18 @@ class _Launcher:
             sinks=(count, step, step),
             backward=self._backward,
         )
-        run, inputs, outputs = _compiled(go.kernel)
-        words = mx.array(np.array(go.words, np.int64))
-        numbers = mx.array(np.array(go.numbers, np.float32))
-        name = f"{go.kernel.name}__metal"
-        return _Launch(run, go.grid, go.block, inputs, outputs, words, numbers, name)
+        words = np.array(go.words, np.int64)
+        numbers = np.array(go.numbers, np.float32)
+        on_metal = mx.metal.is_available()
+        handed = [words, numbers] if on_metal else [np.append(words, numbers.view(np.int64))]
+        run, inputs, outputs = _metal(go.kernel) if on_metal else _cuda(go.kernel)
+        name = f"{go.kernel.name}__{'metal' if on_metal else 'cuda'}"
+        tables = tuple(mx.array(table) for table in handed)
+        return _Launch(run, go.grid, go.block, inputs, outputs, tables, name)
 
 
 @cache
-def _compiled(kernel: Kernel) -> tuple[Any, tuple[Operand, ...], tuple[Operand, ...]]:
+def _metal(kernel: Kernel) -> tuple[Any, tuple[Operand, ...], tuple[Operand, ...]]:
     """A kernel of MLX's, and its operands in their order."""
     made = source.metal(kernel)
     # MLX keeps kernels by name, and what is compiled depends on more than ours says.
@@ -200,6 +221,30 @@ def _compiled(kernel: Kernel) -> tuple[Any, tuple[Operand, ...], tuple[Operand, 
         header=made.header,
     )
     return run, made.inputs, made.outputs
+
+
+@cache
+def _cuda(kernel: Kernel) -> tuple[Any, tuple[Operand, ...], tuple[Operand, ...]]:
+    """The same for CUDA, compiled here.
+
+    What MLX compiles itself, `mx.fast.cuda_kernel`, has no bound on registers, so that blocks of
+    512 threads may not fit, and fuses products into sums, which two words do not survive.
+    """
+    made = source.cuda_handed(kernel)
+    here = mx.device_info()
+    number = f"{here['compute_capability_major']}{here['compute_capability_minor']}"
+    run = partial(
+        _precompiled,
+        name=made.name,
+        compiled_source=nvrtc.machine_code(made.text, kernel.name, f"sm_{number}"),
+        scalars=[],
+        ensure_row_contiguous=True,
+    )
+    return run, made.inputs, made.outputs
+
+
+def _precompiled(**keywords: Any) -> list[Array]:
+    return list(mx.fast.precompiled_cuda_kernel(**keywords))
 
 
 def _steps(shape: Sequence[int]) -> tuple[int, ...]:

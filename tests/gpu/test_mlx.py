@@ -16,7 +16,7 @@ if normx_gpu.emulator.emulator.unusable():
 PREAMBLE = """
 import numpy as np
 from normx_gpu import emulated
-emulated.install_mlx()
+emulated.install_mlx(cuda=CUDA)
 import mlx.core as mx, normx
 rng = np.random.default_rng(0)
 def normal(*shape):
@@ -24,11 +24,11 @@ def normal(*shape):
 """
 
 
-def run(code):
+def run(code, *, cuda=False):
     pytest.importorskip("mlx.core")
-    done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, check=False
-    )
+    whole = PREAMBLE.replace("CUDA", str(cuda)) + code
+    command = [sys.executable, "-c", whole]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -42,14 +42,15 @@ def test_what_is_missing_is_named(monkeypatch):
     assert isinstance(answer, Refusal) and "MLX is not installed" in answer.reason
 
 
-def test_results_and_gradients_are_the_kernels():
-    run("""
+@pytest.mark.parametrize("target", ["metal", "cuda"])
+def test_results_and_gradients_are_the_kernels(target):
+    code = """
 for shape, axis in (((3, 40), -1), ((2, 3), -1), ((4, 5, 6), (0, 2)), ((1,), 0), ((50, 7), 0)):
     x = normal(*shape)
     for dtype in (mx.float32, mx.float16, mx.bfloat16):
         with normx.trace() as ran:
             y = normx.softmax(x.astype(dtype), axis=axis)
-        assert (ran[0].backend, ran[0].target) == ("mlx", "metal") and y.dtype == dtype
+        assert (ran[0].backend, ran[0].target) == ("mlx", target) and y.dtype == dtype
         assert mx.allclose(y.astype(mx.float32), mx.softmax(x, axis), atol=5e-3).item()
 x, t = normal(3, 40), mx.array(0.7)
 mask = mx.array(rng.random((1, 40)) > 0.3)
@@ -66,7 +67,28 @@ sinks = mx.array([[0.5, 1.0], [0.0, 2.0], [1.0, 1.0]])
 got = mx.grad(lambda s: (normx.softmax(x, sink=s) * x).sum())(sinks)
 want = mx.grad(lambda s: (mx.softmax(mx.concatenate([x, s], 1), -1)[:, :40] * x).sum())(sinks)
 assert mx.allclose(got, want, rtol=1e-4, atol=1e-6).item()
-""")
+"""
+    run(f"target = {target!r}\n{code}", cuda=target == "cuda")
+
+
+@pytest.mark.parametrize("target", ["metal", "cuda"])
+def test_the_largest_weights_are_found_by_a_kernel(target):
+    code = """
+x = normal(5, 40)
+for axis in (0, 1):
+    with normx.trace() as ran:
+        values, indices = normx.softmax_topk(x, 3, axis=axis)
+    (event,) = ran
+    assert event.kernel.startswith("normx_softmax_topk") and event.target == target, event
+    y = mx.softmax(x, axis)
+    want = mx.argsort(-y, axis)[:3] if axis == 0 else mx.argsort(-y, axis)[:, :3]
+    assert mx.array_equal(indices, want).item() and indices.dtype == mx.int64
+    assert mx.allclose(values, mx.take_along_axis(y, want, axis), rtol=1e-5).item()
+# Where a function is transformed, the formula runs, and it has a gradient.
+gradient = mx.grad(lambda x: normx.softmax_topk(x, 2).values.sum())(x)
+assert abs(gradient.sum(axis=1)).max().item() < 1e-6 and abs(gradient).max().item() > 0.01
+"""
+    run(f"target = {target!r}\n{code}", cuda=target == "cuda")
 
 
 def test_what_metal_cannot_do_is_refused():
@@ -95,6 +117,6 @@ from normx_mlx import _kernels
 for _ in range(3):
     normx.softmax(normal(8, 64), temperature=0.5)
 normx.softmax(normal(8, 64), temperature=0.25)
-assert _kernels._compiled.cache_info().misses == 1
+assert _kernels._metal.cache_info().misses == 1
 assert len({launch.kernel for launch in emulated.launched}) == 1
 """)

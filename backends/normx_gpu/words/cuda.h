@@ -201,20 +201,30 @@ NX_FN void nx_meet(const nx_context& c, nx_int meetings) {
 #include "row.h"
 #include NX_KERNELS
 
+#ifdef NX_ARGUMENTS
+// MLX hands over what there is and no more, and the plan in memory.
+extern "C" __global__ void __launch_bounds__(NX_BLOCK, 1) NX_NAME(NX_ARGUMENTS) {
+  nx_row r;
+  r.c.plan = plan;
+  NX_PLACES
+#else
 extern "C" __global__ void __launch_bounds__(NX_BLOCK, 1)
     NX_NAME(const nx_s* x, const nx_s* g, const unsigned char* where, const nx_t* p0, const nx_t* p1, const nx_t* p2,
             const nx_t* p3, const nx_t* temperature, const nx_t* sink, nx_s* y, nx_t* d0, nx_t* d1, nx_t* d2, nx_t* d3,
-            nx_t* dtemperature, nx_t* dsink, nx_i64* index, char* scratch, const __grid_constant__ nx_plan plan) {
-  __shared__ nx_t shared[NX_HAS(NX_COLUMNS) ? 4 * NX_BLOCK : 4 * NX_WARP];
+            nx_t* dtemperature, nx_t* dsink, nx_i64* index, char* scratch, const __grid_constant__ nx_plan words) {
   nx_row r;
-  const nx_i64 group = blockIdx.x / NX_PARTS, groups = gridDim.x / NX_PARTS;
-  r.c = {&plan, shared, x, g, where, {p0, p1, p2, p3}, temperature, sink, y, {d0, d1, d2, d3}, dtemperature, dsink, index,
-         scratch + group * NX_SCRATCH_PER_ROW};
+  const nx_plan* const plan = &words;
+  r.c = {plan, nullptr, x, g, where, {p0, p1, p2, p3}, temperature, sink, y, {d0, d1, d2, d3}, dtemperature, dsink, index,
+         scratch + blockIdx.x / NX_PARTS * NX_SCRATCH_PER_ROW};
+#endif
+  __shared__ nx_t shared[NX_HAS(NX_COLUMNS) ? 4 * NX_BLOCK : 4 * NX_WARP];
+  r.c.shared = shared;
   r.bank = r.far_bank = r.meetings = 0;
+  const nx_i64 group = blockIdx.x / NX_PARTS, groups = gridDim.x / NX_PARTS;
   const nx_int thread = nx_thread(r.c);
   r.lane = NX_HAS(NX_COLUMNS) ? thread / NX_ROWS : thread % NX_LANES + nx_part(r.c) * NX_LANES;
   const nx_int row = NX_HAS(NX_COLUMNS) ? thread % NX_ROWS : thread / NX_LANES;
-  for (nx_i64 first = group * NX_ROWS; first < plan.word[NX_AT_ROWS]; first += groups * NX_ROWS) {
+  for (nx_i64 first = group * NX_ROWS; first < plan->word[NX_AT_ROWS]; first += groups * NX_ROWS) {
     nx_open(r, first + row);
     NX_RUN(r);
   }
