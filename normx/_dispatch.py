@@ -300,10 +300,16 @@ def choose_gradient(plan: Plan, keywords: Mapping[str, Any]) -> tuple[str, Pullb
 def choose_topk(plan: Plan, k: int, keywords: Mapping[str, Any]) -> tuple[str, TopKCall | Refusal]:
     """Who finds the largest weights of a call.
 
-    The first backend that can be had answers for all: the values are the bits of its softmax.
+    The backend of the softmax answers alone: the values are its bits.
     """
-    name, found = _choose(plan, _explicit(keywords), lambda found, _: found)
-    return name, found.topk(plan, k)
+
+    def ask(found: Backend, plan: Plan) -> tuple[TopKCall | Refusal] | Refusal:
+        answer = found.topk(plan, k)
+        elsewhere = isinstance(answer, Refusal) and isinstance(found.implementation(plan), Refusal)
+        return answer if isinstance(answer, Refusal) and elsewhere else (answer,)
+
+    name, (answer,) = _choose(plan, _explicit(keywords), ask)
+    return name, answer
 
 
 # ------------------------------------------------------------------ trace

@@ -35,6 +35,10 @@ class MLXLibrary(ArrayAPILibrary):
 
         return bool(mx.default_device() == mx.cpu)
 
+    def is_followed(self, x: Any) -> bool:
+        # On a GPU kernels are a part of the graph, and have their gradients there.
+        return self.on_host(x)
+
     def in_reach(self, x: Any) -> bool:
         return self.is_concrete(x)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 
@@ -12,7 +12,8 @@ from normx import _dispatch as dispatch
 from normx._plan import Plan
 from normx._reference import compute, gradients_of
 from normx._vjp import shaped_as
-from normx.plugins import Backend, Call, NotOnHost, Pullback, dtype_name
+from normx.plugins import Backend, Call, NotOnHost, Pullback, TopKCall, dtype_name
+from normx.topk import softmax_topk
 
 Array = Any
 
@@ -45,6 +46,42 @@ def differentiable(plan: Plan, backend: str, call: Call) -> Call:
         # The memory of `out` may be that of other arrays too, which must stay what they are.
         plan.library.assign(out, y)
         return out, ran[0]
+
+    return entered
+
+
+def differentiable_search(plan: Plan, k: int, search: TopKCall) -> TopKCall:
+    """A search for the largest weights, with the gradients of the weights that it finds."""
+    (axis,) = plan.axis
+    ran = [""]
+
+    def found(x: Array) -> tuple[Array, Array]:
+        values, indices, ran[0] = cast(Any, search(x))
+        return values, indices
+
+    def picked(indices: Array) -> Callable[[Array], Array]:
+        return lambda x: mx.take_along_axis(compute(plan, x, None, {}), indices, axis)
+
+    function = _custom_function(found)
+
+    def vjp(primals: Any, cotangents: Any, results: Any) -> Array:
+        return mx.vjp(picked(results[1]), _several(primals), [cotangents[0]])[1][0]
+
+    def jvp(primals: Any, tangents: Any) -> list[Array]:
+        indices = found(_several(primals)[0])[1]
+        return [_pushed(picked(indices), primals, tangents)[0], mx.zeros_like(indices)]
+
+    def vmap(inputs: Any, axes: Any) -> tuple[list[Array], list[int]]:
+        (x,), (mapped,) = _several(inputs), _several(axes)
+        return list(softmax_topk(mx.moveaxis(x, mapped, 0), k, axis=axis + 1)), [0, 0]
+
+    function.vjp(vjp)
+    function.jvp(jvp)
+    function.vmap(vmap)
+
+    def entered(x: Array) -> tuple[Array, Array, str]:
+        values, indices = function(x)
+        return values, indices, ran[0]
 
     return entered
 

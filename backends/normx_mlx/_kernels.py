@@ -22,7 +22,7 @@ from normx_gpu.source import Kernel
 from normx._plan import Plan
 from normx._sinks import sinks_along, sinks_aside
 from normx.plugins import Call, Pullback, Refusal, TopKCall
-from normx_mlx import _mlx
+from normx_mlx import _gradients, _mlx
 
 Array = Any
 
@@ -118,13 +118,12 @@ def topk(plan: Plan, k: int) -> TopKCall | Refusal:
     results = {Operand.Y: _Result(shape, shape, plan.dtype)}
     results[Operand.INDEX] = _Result(shape, shape, "int64")
 
-    def searched(x: Array) -> tuple[Array, Array, str] | Refusal:
-        if not plan.library.is_concrete(x):
-            return Refusal("differentiates, maps and compiles the formula")
+    def search(x: Array) -> tuple[Array, Array, str]:
         made, name = launcher({Operand.X: x}, {}, results)
-        return made[Operand.Y], made[Operand.INDEX], name
+        # A library without 64-bit numbers has such indices.
+        return made[Operand.Y], made[Operand.INDEX].astype(mx.int32), name
 
-    return searched
+    return _gradients.differentiable_search(plan, k, search)
 
 
 def _operands(
@@ -200,10 +199,10 @@ class _Launcher:
         words = np.array(go.words, np.int64)
         numbers = np.array(go.numbers, np.float32)
         on_metal = mx.metal.is_available()
-        handed = [words, numbers] if on_metal else [np.append(words, numbers.view(np.int64))]
+        handed = (words, numbers) if on_metal else (np.append(words, numbers.view(np.int64)),)
         run, inputs, outputs = _metal(go.kernel) if on_metal else _cuda(go.kernel)
         name = f"{go.kernel.name}__{'metal' if on_metal else 'cuda'}"
-        tables = tuple(mx.array(table) for table in handed)
+        tables = tuple(map(_array, handed))
         return _Launch(run, go.grid, go.block, inputs, outputs, tables, name)
 
 
@@ -245,6 +244,10 @@ def _cuda(kernel: Kernel) -> tuple[Any, tuple[Operand, ...], tuple[Operand, ...]
 
 def _precompiled(**keywords: Any) -> list[Array]:
     return list(mx.fast.precompiled_cuda_kernel(**keywords))
+
+
+#: Typed as what is not known, like everything of MLX.
+_array: Any = mx.array
 
 
 def _steps(shape: Sequence[int]) -> tuple[int, ...]:
