@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from normx_gpu import nvrtc
+from normx_gpu import nvrtc, source
 from normx_gpu.programs import PROGRAMS
 
 if nvrtc.unusable():
@@ -34,6 +34,14 @@ def test_every_architecture(architecture):
 def test_every_dtype(dtype):
     for backward in (False, True):
         in_registers(nvrtc.kernel("softmax", dtype, 1024, backward=backward), "sm_90")
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def test_the_text_for_mlx_compiles(backward):
+    for dtype in ("float32", "float16", "bfloat16"):
+        kernel = nvrtc.kernel("ssmax", dtype, 1024, backward=backward, options=True)
+        made = source.cuda_handed(kernel)
+        assert made.name.encode() in nvrtc.machine_code(made.text, made.name, "sm_90")
 
 
 def test_errors_have_the_compilers_words(monkeypatch):
