@@ -29,6 +29,7 @@ class Operand(IntEnum):
     P3 = auto()
     TEMPERATURE = auto()
     SINK = auto()
+    NOISE = auto()  # random numbers in (0, 1)
     Y = auto()
     D0 = auto()
     D1 = auto()
@@ -43,7 +44,7 @@ class Operand(IntEnum):
 #: The operands that are written to, and whose every entry is.
 RESULTS = tuple(operand for operand in Operand if Operand.Y <= operand <= Operand.INDEX)
 #: The operands with an entry per score; the others have one per row (and sink).
-SCORES = (Operand.X, Operand.G, Operand.WHERE, Operand.Y)
+SCORES = (Operand.X, Operand.G, Operand.WHERE, Operand.NOISE, Operand.Y)
 
 
 class Word(IntEnum):
@@ -127,6 +128,7 @@ class Flag(IntFlag):
     THRESHOLD = auto()  # scores below parameter 0 have no mass
     FILLS = auto()  # what is left out has a weight
     INHIBITED = auto()  # parameter 0 is a sink
+    NOISY = auto()  # scores get noise
 
 
 def definitions() -> str:

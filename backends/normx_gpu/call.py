@@ -215,6 +215,8 @@ def _operands(
     for name, operand in places(program, Operand.P0, Operand.TEMPERATURE).items():
         if hasattr(parameters.get(name), "shape"):
             arrays[operand] = xp.broadcast_to(parameters[name], plan.shape)
+    if "uniform" in parameters:
+        arrays[Operand.NOISE] = xp.broadcast_to(parameters["uniform"], plan.shape)
     if hasattr(parameters.get("sink"), "shape"):
         aside = sinks_aside(xp, parameters["sink"], plan)
         arrays[Operand.SINK] = xp.broadcast_to(aside, (*plan.shape, aside.shape[-1]))

@@ -45,6 +45,7 @@ _SCALED = ("softmax", "scaled")
 _POWER = ("softmax", "power")
 _POINTWISE = ("softmax", "power", "pointwise")
 _SPARSE = ("softmax", "sparse")
+_CURVE = (*_SPARSE, "curve")
 
 PROGRAMS = _all(
     Program("softmax", _SOFTMAX),
@@ -54,6 +55,9 @@ PROGRAMS = _all(
     Program("inhibited_softmax", _SOFTMAX, ("alpha",), flags=Flag.INHIBITED),
     Program("nonnegative_softmax", _SOFTMAX, ("threshold",), flags=Flag.THRESHOLD),
     Program("masked_softmax", _SOFTMAX, ("fill",), flags=Flag.FILLS, heavy=True),
+    Program(
+        "gumbel_softmax", ("softmax", "gumbel"), constants=("hard",), flags=Flag.NOISY, heavy=True
+    ),
     Program("ssmax", _SCALED, ("s", "b", "n"), flags=Flag.SCALED),
     Program("entropy_invariant_softmax", _SCALED, ("n0", "n_min", "n"), flags=Flag.SCALED),
     Program(
@@ -72,6 +76,11 @@ PROGRAMS = _all(
     Program("zscore", _POINTWISE, ("eps",), heavy=True),
     Program("sparsemax", _SPARSE, heavy=True),
     Program("entmax15", _SPARSE, flags=Flag.SCALED, heavy=True),
+    Program("entmax", _CURVE, ("alpha",), flags=Flag.SCALED, heavy=True),
+    Program("normmax", _CURVE, ("alpha",), flags=Flag.SCALED, heavy=True),
+    Program(
+        "budget", (*_SPARSE, "budget"), ("budget",), flags=Flag.SCALED | Flag.POINTWISE, heavy=True
+    ),
 )
 
 #: The largest weights of a softmax, with its geometry: it has no record, and no gradient.

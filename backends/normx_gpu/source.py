@@ -163,6 +163,7 @@ def _used(kernel: Kernel) -> tuple[tuple[Operand, ...], tuple[Operand, ...]]:
         Operand.WHERE: Flag.WHERE,
         Operand.TEMPERATURE: Flag.TEMPERATURE_ARRAY,
         Operand.SINK: Flag.SINK_ARRAY,
+        Operand.NOISE: Flag.NOISY,
         Operand.DTEMPERATURE: Flag.DTEMPERATURE,
         Operand.DSINK: Flag.DSINK,
     }

@@ -56,6 +56,7 @@ def test_programs_are_functions_with_these_keywords():
         assert bool(program.flags & Flag.REDUCES) == (record.kind == "reduction")
         assert bool(program.flags & Flag.POINTWISE) == (record.at_infinity == "pointwise")
         assert bool(program.flags & Flag.FILLS) == record.fills
+        assert bool(program.flags & Flag.NOISY) == record.random
         massless = program.flags & (Flag.POSITIVE | Flag.THRESHOLD)
         assert bool(massless) == (record.massless is not None)
 

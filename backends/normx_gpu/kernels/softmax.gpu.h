@@ -14,15 +14,18 @@ struct nx_softmax_state {
   nx_t ceiling;     // the largest exponent, sinks included
 };
 
-// (v - origin) c, in two words; 0 at the origin, even where that is infinite.
-NX_FN nx_words nx_relative(NX_THREAD const nx_row& r, nx_t v, nx_t origin, nx_words c) {
-  if (v == origin) return nx_word(0);
-  nx_words d = NX_EXACT ? nx_two_sum(v, -origin) : nx_word(v - origin);
+// A difference of scores, times c.
+NX_FN nx_words nx_scaled(NX_THREAD const nx_row& r, nx_words d, nx_words c) {
   if (NX_HAS(NX_SCALED) && d.hi > -NX_INF) {
     const nx_t z = d.hi * c.hi;
     d = nx_pair(z, NX_FMA(d.hi, c.hi, -z) + (d.hi * c.lo + d.lo * c.hi));
   }
   return nx_pair(d.hi, d.hi > nx_t(NX_NEGLIGIBLE) ? d.lo : nx_t(0));
+}
+// (v - origin) c, in two words; 0 at the origin, even where that is infinite.
+NX_FN nx_words nx_relative(NX_THREAD const nx_row& r, nx_t v, nx_t origin, nx_words c) {
+  if (v == origin) return nx_word(0);
+  return nx_scaled(r, NX_EXACT ? nx_two_sum(v, -origin) : nx_word(v - origin), c);
 }
 // One over the temperature.
 NX_FN nx_words nx_inverse_temperature(NX_THREAD const nx_row& r) {

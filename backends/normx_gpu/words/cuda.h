@@ -73,6 +73,7 @@ struct nx_context {
   const nx_t* p[4];
   const nx_t* temperature;
   const nx_t* sink;
+  const nx_t* noise;
   nx_s* y;
   nx_t* d[4];
   nx_t* dtemperature;
@@ -102,6 +103,21 @@ NX_FN nx_t nx_power_of_two(nx_int n) {
   return __longlong_as_double((nx_i64)(n + 1023) << 52);
 #else
   return __int_as_float((n + 127) << 23);
+#endif
+}
+
+NX_FN nx_i64 nx_bits(nx_t x) {
+#if NX_DOUBLE
+  return __double_as_longlong(x);
+#else
+  return __float_as_int(x);
+#endif
+}
+NX_FN nx_t nx_of_bits(nx_i64 bits) {
+#if NX_DOUBLE
+  return __longlong_as_double(bits);
+#else
+  return __int_as_float((int)bits);
 #endif
 }
 
@@ -210,11 +226,11 @@ extern "C" __global__ void __launch_bounds__(NX_BLOCK, 1) NX_NAME(NX_ARGUMENTS) 
 #else
 extern "C" __global__ void __launch_bounds__(NX_BLOCK, 1)
     NX_NAME(const nx_s* x, const nx_s* g, const unsigned char* where, const nx_t* p0, const nx_t* p1, const nx_t* p2,
-            const nx_t* p3, const nx_t* temperature, const nx_t* sink, nx_s* y, nx_t* d0, nx_t* d1, nx_t* d2, nx_t* d3,
-            nx_t* dtemperature, nx_t* dsink, nx_i64* index, char* scratch, const __grid_constant__ nx_plan words) {
+            const nx_t* p3, const nx_t* temperature, const nx_t* sink, const nx_t* noise,
+            nx_s* y, nx_t* d0, nx_t* d1, nx_t* d2, nx_t* d3, nx_t* dtemperature, nx_t* dsink, nx_i64* index, char* scratch, const __grid_constant__ nx_plan words) {
   nx_row r;
   const nx_plan* const plan = &words;
-  r.c = {plan, nullptr, x, g, where, {p0, p1, p2, p3}, temperature, sink, y, {d0, d1, d2, d3}, dtemperature, dsink, index,
+  r.c = {plan, nullptr, x, g, where, {p0, p1, p2, p3}, temperature, sink, noise, y, {d0, d1, d2, d3}, dtemperature, dsink, index,
          scratch + blockIdx.x / NX_PARTS * NX_SCRATCH_PER_ROW};
 #endif
   __shared__ nx_t shared[NX_HAS(NX_COLUMNS) ? 4 * NX_BLOCK : 4 * NX_WARP];

@@ -54,6 +54,7 @@ struct nx_context {
   const nx_buffer* p[4];
   const nx_buffer* temperature;
   const nx_buffer* sink;
+  const nx_buffer* noise;
   const nx_buffer* y;
   const nx_buffer* d[4];
   const nx_buffer* dtemperature;
@@ -65,6 +66,22 @@ struct nx_context {
 NX_FN nx_int nx_anew(nx_int x) { return x; }
 NX_FN nx_t nx_anew(nx_t x) { return x; }
 NX_FN nx_t nx_power_of_two(nx_int n) { return std::ldexp(nx_t(1), n); }
+#if NX_DOUBLE
+typedef std::int64_t nx_pattern;
+#else
+typedef std::int32_t nx_pattern;
+#endif
+NX_FN nx_i64 nx_bits(nx_t x) {
+  nx_pattern bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+NX_FN nx_t nx_of_bits(nx_i64 bits) {
+  const nx_pattern pattern = static_cast<nx_pattern>(bits);
+  nx_t x;
+  std::memcpy(&x, &pattern, sizeof x);
+  return x;
+}
 
 NX_FN nx_t nx_load(const nx_buffer* p, nx_i64 i) {
   const char* at = nx_readable(p, i);
@@ -125,7 +142,7 @@ NX_FN void nx_lane(const nx_call& call, nx_i64 block, void (*run)(nx_row&)) {
   const auto at = [of](nx_int operand) { return of + operand; };
   r.c = {&call, at(NX_OF_X), at(NX_OF_G), at(NX_OF_WHERE),
          {at(NX_OF_P0), at(NX_OF_P1), at(NX_OF_P2), at(NX_OF_P3)},
-         at(NX_OF_TEMPERATURE), at(NX_OF_SINK), at(NX_OF_Y),
+         at(NX_OF_TEMPERATURE), at(NX_OF_SINK), at(NX_OF_NOISE), at(NX_OF_Y),
          {at(NX_OF_D0), at(NX_OF_D1), at(NX_OF_D2), at(NX_OF_D3)},
          at(NX_OF_DTEMPERATURE), at(NX_OF_DSINK), at(NX_OF_INDEX)};
   r.bank = r.far_bank = r.meetings = 0;

@@ -58,6 +58,7 @@ struct nx_context {
   const device nx_t* p[4];
   const device nx_t* temperature;
   const device nx_t* sink;
+  const device nx_t* noise;
   device nx_s* y;
   device nx_t* d[4];
   device nx_t* dtemperature;
@@ -69,6 +70,8 @@ struct nx_context {
 NX_FN nx_int nx_anew(nx_int x) { return x; }
 NX_FN nx_t nx_anew(nx_t x) { return x; }
 NX_FN nx_t nx_power_of_two(nx_int n) { return as_type<float>((n + 127) << 23); }
+NX_FN nx_i64 nx_bits(nx_t x) { return as_type<int>(x); }
+NX_FN nx_t nx_of_bits(nx_i64 bits) { return as_type<float>(static_cast<int>(bits)); }
 
 NX_FN nx_t nx_load(const device nx_s* p, nx_i64 i) { return static_cast<nx_t>(p[i]); }
 NX_FN void nx_store(device nx_s* p, nx_i64 i, nx_t v) { p[i] = static_cast<nx_s>(v); }

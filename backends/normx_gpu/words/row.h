@@ -29,7 +29,7 @@ struct nx_row {
   nx_t share;     // what an entry of an empty row receives
   bool some_kept;
   nx_t temperature;
-  nx_i64 x, g, where, y;
+  nx_i64 x, g, where, noise, y;
   nx_t v[NX_SLOTS], h[NX_SLOTS], e[NX_SLOTS], out[NX_MOST_V];
 };
 #define NX_ORDINARY 0
@@ -211,6 +211,7 @@ NX_FN void nx_open(NX_THREAD nx_row& r, nx_i64 index) {
   r.y = nx_offset(r, NX_OF_Y);
   r.g = NX_HAS(NX_BACKWARD) ? nx_offset(r, NX_OF_G) : 0;
   r.where = NX_HAS(NX_WHERE) ? nx_offset(r, NX_OF_WHERE) : 0;
+  r.noise = NX_HAS(NX_NOISY) ? nx_offset(r, NX_OF_NOISE) : 0;
   r.temperature = 1;
   if (NX_HAS(NX_TEMPERED)) {
     r.temperature = NX_HAS(NX_TEMPERATURE_ARRAY) ? nx_value(r.c.temperature, nx_offset(r, NX_OF_TEMPERATURE))
@@ -360,5 +361,5 @@ NX_FN nx_t nx_length(NX_THREAD nx_row& r, nx_int k) {
 }
 NX_FN nx_words nx_log_of(NX_THREAD const nx_row& r, nx_t n) {
   if (n == nx_t(r.n)) return nx_pair(NX_NUMBER(NX_NUMBER_LOG_LENGTH), NX_NUMBER(NX_NUMBER_LOG_LENGTH_LOW));
-  return nx_log_words(n);
+  return nx_log_words(nx_word(n));
 }
