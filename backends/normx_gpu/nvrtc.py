@@ -172,7 +172,7 @@ def kernel(
     shape, axis = ((n, _ROWS), 0) if columns else ((_ROWS, n), 1)
     x = np.broadcast_to(np.zeros((), numpy_library.dtype(dtype)), shape)
     keywords = _options(record, shape, axis) if options else {}
-    passed = {**record.example, **keywords}
+    passed = {**record.example_for(numpy_library), **keywords}
     plan = prepare(record, numpy_library, x, {**passed, "axis": axis}, library_of).plan
     found = program_of(plan, backward=backward)
     if isinstance(found, Refusal):
@@ -224,6 +224,8 @@ def _views(
         views[Operand.G] = row if reduces else scores
     if plan.where is not None:
         views[Operand.WHERE] = scores
+    if program.flags & Flag.NOISY:
+        views[Operand.NOISE] = scores
     for name, value in parameters.items():
         if not hasattr(value, "shape"):
             continue

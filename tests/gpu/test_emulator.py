@@ -116,6 +116,89 @@ def test_every_program_in_every_geometry(name, loop, chosen):
         np.testing.assert_allclose(gradient, wanted, rtol=2e-4, atol=2e-5)
 
 
+#: Exponentials, any power, squares, the scores themselves, and a power with a slope without bound.
+ALPHA = np.array([[1.0], [1.2], [1.5], [2.0], [3.0]], np.float32)
+
+
+def of_top(got, want):
+    """The largest error, in units in the last place of the largest weight of a row."""
+    return error_in_ulp(
+        got, want, "float32", np.broadcast_to(want.max(-1, keepdims=True), want.shape)
+    )
+
+
+def pulled(name, x, backend, **keywords):
+    """Weights and gradients."""
+    y, pullback = normx.vjp(name, x, axis=-1, backend=backend, **keywords)
+    return y, pullback(np.cos(np.arange(y.size)).reshape(y.shape).astype(y.dtype))
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["registers", "loop"])
+@pytest.mark.parametrize("name", ["entmax", "normmax"])
+def test_neighbouring_rows_with_powers_of_their_own(name, loop, chosen):
+    x = random_rows(61, 5, 1.0).astype(np.float32)
+    alpha = ALPHA if name == "entmax" else np.maximum(ALPHA, np.float32(1.05))
+    t = np.array([[0.5], [1.0], [2.0], [0.1], [7.0]], np.float32)
+    wide = {"alpha": alpha.astype(np.float64), "temperature": t.astype(np.float64)}
+    want, gradients = pulled(name, x.astype(np.float64), "reference", **wide)
+    for lanes, rows, warp, parts in SHAPES:
+        chosen(lanes, rows, warp=warp, parts=parts, loop=loop, backwards=rows > 1)
+        got, found = pulled(name, x, "gpu-emulator", alpha=alpha, temperature=t)
+        assert of_top(got, want).max() <= 4.0
+        for of, gradient in found.items():
+            np.testing.assert_allclose(gradient, gradients[of], rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("alpha", [1 + 1e-6, 1.04, 1.33, 1.9, 4.0, 1e9])
+@pytest.mark.parametrize("name", ["entmax", "normmax"])
+def test_any_power(name, alpha):
+    x = np.concatenate([random_rows(300, 3, spread) for spread in (0.1, 1.0, 9.0)])
+    for dtype, budget in (("float32", 4.0), ("float16", 0.51)):
+        scores = x.astype(dtype)
+        want = normx_function(name)(
+            scores.astype(np.float64), alpha=float(np.float32(alpha)), backend="reference"
+        )
+        got = normx_function(name)(scores, alpha=alpha, backend="gpu-emulator")
+        scale = np.broadcast_to(want.max(-1, keepdims=True), want.shape)
+        assert error_in_ulp(got, want, dtype, scale).max() <= budget
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_budgets_at_every_distance(dtype):
+    far = np.finfo(dtype).max
+    rows = {
+        (0.0, -1e30, -1e30): (1.5, [1.0, 0.25, 0.25]),
+        (far, 0.0, -far): (2.5, [1.0, 1.0, 0.5]),
+        (3.0, 2.5, 2.5): (1.0, [2 / 3, 1 / 6, 1 / 6]),
+        (np.inf, np.inf, 0.0): (1.0, [0.5, 0.5, 0.0]),
+        (np.inf, 0.0, -0.5): (1.75, [1.0, 0.625, 0.125]),
+        (-np.inf, 0.0, 1e-30): (5.0, [0.0, 1.0, 1.0]),
+        (1.0, 2.0, 3.0): (0.0, [0.0, 0.0, 0.0]),
+    }
+    x, wanted = np.array(list(rows), dtype), np.array([y for _, y in rows.values()], dtype)
+    budget = np.array([[b] for b, _ in rows.values()], dtype)
+    got = normx.budget(x, budget=budget, backend="gpu-emulator")
+    assert error_in_ulp(got, wanted, dtype).max() <= 1.0
+    for t in (0.0, 1e-30, np.inf):
+        got = normx.budget(x[2:3], budget=2.0, temperature=t, backend="gpu-emulator")
+        want = normx.budget(x[2:3], budget=2.0, temperature=t, backend="reference")
+        assert error_in_ulp(got, want, dtype).max() <= 1.0
+
+
+@pytest.mark.parametrize("keywords", [{}, {"hard": True}, {"temperature": 0.2}, {"softcap": 2.0}])
+def test_noise_is_added_in_two_words(keywords):
+    for n in (7, 500, 40_000):
+        x = random_rows(n, 2, 3.0).astype(np.float32)
+        found = [
+            pulled("gumbel_softmax", x, b, rng=np.random.default_rng(0), **keywords)
+            for b in ("gpu-emulator", "reference")
+        ]
+        (got, gradients), (want, exact) = found
+        budget = 16.0 if "softcap" in keywords else 4.0  # a score of 2 has been rounded
+        assert error_in_ulp(got, want, "float32").max() <= budget
+        np.testing.assert_allclose(gradients["x"], exact["x"], rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["softmax", "logsumexp", "sparsemax", "zscore"])
 def test_every_length(name):
     for n in range(1, 301):

@@ -103,11 +103,12 @@ NX_FN void nx_budget_backward(NX_THREAD nx_row& r) {
   NX_EACH(r) {
     const nx_t v = NX_SCORE(r), y = nx_budget_weight(r, s, v);
     NX_KEEP(r, y);
-    if (y > 0 && y < 1) {
-      // Entries of +inf share what there is, wherever the others are.
-      nx_add(r, v == NX_INF ? sharing : moving, 1);
-      nx_add(r, v == NX_INF ? shared : pulled, NX_COTANGENT(r));
-    }
+    // Entries of +inf share what there is, wherever the others are.
+    const bool between = y > 0 && y < 1, shares = between && v == NX_INF, moves = between && v != NX_INF;
+    nx_add(r, moving, moves ? nx_t(1) : nx_t(0));
+    nx_add(r, pulled, moves ? NX_COTANGENT(r) : nx_t(0));
+    nx_add(r, sharing, shares ? nx_t(1) : nx_t(0));
+    nx_add(r, shared, shares ? NX_COTANGENT(r) : nx_t(0));
   }
   const nx_t count = nx_total_of(r, moving).hi, sum = nx_total_of(r, pulled).hi, mean = sum / (count > 0 ? count : nx_t(1));
   const nx_t both = count + nx_total_of(r, sharing).hi, whole = sum + nx_total_of(r, shared).hi;

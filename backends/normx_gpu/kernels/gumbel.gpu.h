@@ -1,12 +1,15 @@
 // Softmax of scores with Gumbel noise, in two words: half a last place of a noisy score would be several of its weight. Needs
 // softmax.gpu.h. Constant 0: whether the result is the one-hot of the largest, with the gradient of the weights.
 
+// v - log(-log u)
+NX_CALL nx_words nx_with_noise(nx_t v, nx_t u) {
+  const nx_words tail = nx_log_words(nx_word(u)), noise = nx_log_words(nx_pair(-tail.hi, -tail.lo));
+  return nx_sum_of(nx_word(v), nx_pair(-noise.hi, -noise.lo));
+}
 NX_FN nx_words nx_noisy(NX_THREAD const nx_row& r, nx_t v, nx_i64 i) {
   if (!nx_is_finite(v)) return nx_word(v);
-  const nx_words tail = nx_log_words(nx_word(nx_value(r.c.noise, r.noise + nx_along(r, NX_OF_NOISE, i))));
-  const nx_words noise = nx_log_words(nx_pair(-tail.hi, -tail.lo));
-  const nx_words sum = nx_sum_of(nx_word(v), nx_pair(-noise.hi, -noise.lo));
-  return nx_pair(sum.hi, NX_EXACT ? sum.lo : nx_t(0));
+  const nx_words noisy = nx_with_noise(v, nx_value(r.c.noise, r.noise + nx_along(r, NX_OF_NOISE, i)));
+  return nx_pair(noisy.hi, NX_EXACT ? noisy.lo : nx_t(0));
 }
 // What lanes keep is made noisy once: the score, and for the first pass what rounding has taken off it.
 #if NX_LOOP

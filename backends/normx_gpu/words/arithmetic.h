@@ -100,7 +100,7 @@ NX_FN nx_t nx_log1p(nx_t x) {
 }
 // log(x) in two words for x > 0: of x = m 2^k with m around 1 it is k log 2 and 2 artanh(s), s = (m - 1) / (m + 1). Relative to the
 // result its error is that of a series' second term, 2^-31 in single and 2^-60 in double.
-NX_CALL nx_words nx_log_words(nx_words x) {
+NX_FN nx_words nx_log_words(nx_words x) {
   if (!(x.hi > 0 && x.hi < NX_INF)) return nx_word(NX_LOG(x.hi));
   nx_int k = nx_int(NX_EXPONENT(x.hi));
   if (nx_ldexp(x.hi, -k) > nx_t(1.4142135)) k += 1;
