@@ -138,6 +138,8 @@ def _operands(
     arrays = {Operand.X: x}
     if where is not None:
         arrays[Operand.WHERE] = where
+    if "uniform" in parameters:
+        arrays[Operand.NOISE] = parameters["uniform"]
     for name, operand in call.places(program, Operand.P0, Operand.TEMPERATURE).items():
         if hasattr(parameters.get(name), "shape"):
             arrays[operand] = parameters[name]
