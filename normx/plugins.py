@@ -117,6 +117,29 @@ class TopKCall(Protocol):
         """
 
 
+class Losses(Protocol):
+    """A backend's way to the cross-entropy of rows: a kernel forward, and one for the gradient.
+
+    Targets are the classes of rows, negative where a row takes no part; weights have an entry per
+    class.  Results have an entry per row, in float32 or wider, and are 0 where it takes no part.
+    """
+
+    def forward(
+        self, x: Array, targets: Array, where: Array | None, weight: Array | None
+    ) -> tuple[tuple[Array, Array, Array], str]:
+        """The losses, the logarithms of the denominators and the entropies; the kernel's name."""
+
+    def pullback(
+        self,
+        x: Array,
+        targets: Array,
+        where: Array | None,
+        weight: Array | None,
+        cotangents: Sequence[Array | None],
+    ) -> tuple[Array, str]:
+        """The gradient of `x`, given those of the three; the kernel's name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Foreign:
     """A compiled kernel, as a compiler's programs call it.
@@ -240,6 +263,13 @@ class Backend(ABC):
         those of `implementation`, after a search for the largest scores.
         """
         return Refusal("has no kernel for the largest weights")
+
+    def cross_entropy(self, plan: Plan, smoothing: float) -> Losses | Refusal:
+        """How it computes the cross-entropy of rows where they are, or why it does not.
+
+        The plan is that of a softmax of the logits, and its softcap theirs.
+        """
+        return Refusal("has no kernel for the cross-entropy of rows")
 
     def targets(self) -> Sequence[str]:
         """The variants that can be forced here (instruction sets, say)."""

@@ -30,6 +30,8 @@ class Operand(IntEnum):
     TEMPERATURE = auto()
     SINK = auto()
     NOISE = auto()  # random numbers in (0, 1)
+    WEIGHT = auto()  # of the classes of a loss
+    TARGET = auto()  # 64-bit integers: the class of each row, negative where it has none
     Y = auto()
     D0 = auto()
     D1 = auto()
@@ -44,7 +46,7 @@ class Operand(IntEnum):
 #: The operands that are written to, and whose every entry is.
 RESULTS = tuple(operand for operand in Operand if Operand.Y <= operand <= Operand.INDEX)
 #: The operands with an entry per score; the others have one per row (and sink).
-SCORES = (Operand.X, Operand.G, Operand.WHERE, Operand.NOISE, Operand.Y)
+SCORES = (Operand.X, Operand.G, Operand.WHERE, Operand.NOISE, Operand.WEIGHT, Operand.Y)
 
 
 class Word(IntEnum):
@@ -129,6 +131,8 @@ class Flag(IntFlag):
     FILLS = auto()  # what is left out has a weight
     INHIBITED = auto()  # parameter 0 is a sink
     NOISY = auto()  # scores get noise
+    TARGETED = auto()  # rows have a class each
+    WEIGHTED = auto()  # and classes a weight
 
 
 def definitions() -> str:

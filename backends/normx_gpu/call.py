@@ -30,7 +30,7 @@ from normx_gpu.abi import (
     Word,
 )
 from normx_gpu.launch import SIZES, VECTOR_BYTES, Geometry, geometry
-from normx_gpu.programs import PROGRAMS, TOPK, Program
+from normx_gpu.programs import CROSS_ENTROPY, PROGRAMS, TOPK, Program
 from normx_gpu.source import Kernel
 
 Array = Any
@@ -189,6 +189,70 @@ def topk(plan: Plan, k: int, empty: Callable[..., Array], run: Run) -> TopKCall 
     return call
 
 
+class Losses:
+    """The cross-entropy of rows: `normx.plugins.Losses` on arrays that can be written to."""
+
+    def __init__(self, plan: Plan, xp: Any, empty: Callable[..., Array], run: Run) -> None:
+        self._plan, self._xp, self._empty, self._run = plan, xp, empty, run
+
+    def forward(
+        self, x: Array, targets: Array, where: Array | None, weight: Array | None
+    ) -> tuple[tuple[Array, Array, Array], str]:
+        form, wide = form_of(self._plan), arithmetic_of(self._plan.dtype)
+        found = tuple(self._empty(form, wide) for _ in range(3))
+        arrays = self._operands(x, targets, where, weight)
+        arrays |= dict(zip((Operand.D0, Operand.D1, Operand.D2), found, strict=True))
+        name = self._run(self._plan, CROSS_ENTROPY, arrays, {}, backward=False)
+        rows = tuple(self._xp.reshape(part, targets.shape) for part in found)
+        return (rows[0], rows[1], rows[2]), name
+
+    def pullback(
+        self,
+        x: Array,
+        targets: Array,
+        where: Array | None,
+        weight: Array | None,
+        cotangents: Sequence[Array | None],
+    ) -> tuple[Array, str]:
+        plan, xp = self._plan, self._xp
+        form, wide = form_of(plan), arithmetic_of(plan.dtype)
+        arrays, given = self._operands(x, targets, where, weight), {}
+        for k, (name, d) in enumerate(zip(CROSS_ENTROPY.parameters, cotangents, strict=True)):
+            if d is not None:
+                d = xp.broadcast_to(xp.reshape(d.astype(wide, copy=False), form), plan.shape)
+                arrays[Operand(Operand.P0 + k)] = given[name] = d
+        arrays[Operand.Y] = dx = self._empty(plan.shape, plan.dtype)
+        return dx, self._run(plan, CROSS_ENTROPY, arrays, given, backward=True)
+
+    def _operands(
+        self, x: Array, targets: Array, where: Array | None, weight: Array | None
+    ) -> dict[Operand, Array]:
+        plan, xp = self._plan, self._xp
+        targets = xp.reshape(targets.astype("int64", copy=False), form_of(plan))
+        arrays = {Operand.X: x, Operand.TARGET: xp.broadcast_to(targets, plan.shape)}
+        if where is not None:
+            arrays[Operand.WHERE] = xp.broadcast_to(where, plan.shape)
+        if weight is not None:
+            (along,) = plan.axis
+            classes = (-1, *(1,) * (len(plan.shape) - 1 - along))
+            weight = xp.reshape(weight.astype(arithmetic_of(plan.dtype), copy=False), classes)
+            arrays[Operand.WEIGHT] = xp.broadcast_to(weight, plan.shape)
+        return arrays
+
+
+def cross_entropy(
+    plan: Plan, smoothing: float, xp: Any, empty: Callable[..., Array], run: Run
+) -> Losses | Refusal:
+    """How the cross-entropy of rows is computed; `forward` says what the others are."""
+    if plan.dtype not in SIZES:
+        return Refusal(f"has no kernel for {CROSS_ENTROPY.name} of {plan.dtype}")
+    if len(plan.shape) > AXES:
+        return Refusal(f"takes up to {AXES} axes, not {len(plan.shape)}")
+    if 0 in plan.shape:
+        return Refusal("needs a row, and classes in it")
+    return Losses(replace(plan, constants={"smoothing": smoothing}), xp, empty, run)
+
+
 def without_nothing(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
     """The parameters, but for sinks of which there are none."""
     return {k: v for k, v in parameters.items() if 0 not in getattr(v, "shape", ())}
@@ -279,7 +343,7 @@ def launch(
     flags = _flags(plan, program, views, parameters, backward=backward)
     if chosen.columns:
         flags |= Flag.COLUMNS
-    elif _is_wide(plan, program, views, outer, reduced, chosen):
+    elif _is_wide(plan, program, views, outer, reduced, chosen, flags):
         flags |= Flag.WIDE
     rows = math.prod(size for size, _ in outer)
     words = [0] * WORDS
@@ -378,6 +442,7 @@ def _is_wide(
     outer: Sequence[_Axis],
     reduced: Sequence[_Axis],
     chosen: Geometry,
+    flags: Flag,
 ) -> bool:
     """Whether rows can be read and written by whole vectors."""
     if len(reduced) != 1 or reduced[0][0] % chosen.vector:
@@ -385,7 +450,7 @@ def _is_wide(
     assert chosen.vector * SIZES[plan.dtype] == VECTOR_BYTES
     moved = [Operand.X]
     reduces = bool(program.flags & Flag.REDUCES)
-    if not reduces or Operand.G in views:
+    if Operand.Y in views and (not reduces or Flag.BACKWARD in flags):
         moved.append(Operand.Y)
     if not reduces and Operand.G in views:
         moved.append(Operand.G)
@@ -415,6 +480,7 @@ def _flags(
         Flag.SINK_ARRAY: Operand.SINK in views,
         Flag.DTEMPERATURE: Operand.DTEMPERATURE in views,
         Flag.DSINK: Operand.DSINK in views,
+        Flag.WEIGHTED: Operand.WEIGHT in views,
         Flag.EMPTY_NAN: plan.empty == "nan" and not backward,
         Flag.EMPTY_UNIFORM: plan.empty == "uniform" and not backward,
         Flag.BACKWARD: backward,

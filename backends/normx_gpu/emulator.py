@@ -21,7 +21,7 @@ import numpy as np
 from normx import _dispatch as dispatch
 from normx._libraries import numpy_library
 from normx._plan import Plan
-from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
+from normx.plugins import Backend, Call, Losses, Pullback, Refusal, TopKCall
 from normx_gpu import call, source
 from normx_gpu.abi import RESULTS, Flag, Operand
 from normx_gpu.launch import geometry
@@ -112,6 +112,9 @@ class Emulator(Backend):
 
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         return call.topk(plan, k, _empty, self.launch)
+
+    def cross_entropy(self, plan: Plan, smoothing: float) -> Losses | Refusal:
+        return call.cross_entropy(plan, smoothing, np, _empty, self.launch)
 
     def launch(
         self,

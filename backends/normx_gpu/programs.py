@@ -85,8 +85,17 @@ PROGRAMS = _all(
 
 #: The largest weights of a softmax, with its geometry: it has no record, and no gradient.
 TOPK = Program("softmax_topk", ("softmax", "topk"), constants=("k",), flags=Flag.REDUCES)
+#: The cross-entropy of rows, and what is read off beside it: no record either.  Its parameters are
+#: its results, with the scores' gradient of their sum, each times a cotangent.
+CROSS_ENTROPY = Program(
+    "cross_entropy",
+    ("softmax", "entropy"),
+    ("loss", "logsumexp", "entropy"),
+    ("smoothing",),
+    Flag.REDUCES | Flag.TARGETED,
+)
 #: A test of every word.
 SELFTEST = Program("selftest", ("selftest",))
 
 #: Everything that can be compiled.
-EVERY = {**PROGRAMS, TOPK.name: TOPK, SELFTEST.name: SELFTEST}
+EVERY = {**PROGRAMS, **_all(TOPK, CROSS_ENTROPY, SELFTEST)}

@@ -14,7 +14,7 @@ from importlib.resources import files
 from normx_gpu import abi
 from normx_gpu.abi import PARAMETERS, RESULTS, Flag, Operand
 from normx_gpu.launch import Geometry
-from normx_gpu.programs import EVERY, PROGRAMS, TOPK, Program
+from normx_gpu.programs import CROSS_ENTROPY, EVERY, PROGRAMS, TOPK, Program
 
 #: Products are fused into sums where the text says so, and nowhere else: the bits depend on it.
 CUDA_OPTIONS = ("--std=c++17", "--fmad=false")
@@ -164,6 +164,8 @@ def _used(kernel: Kernel) -> tuple[tuple[Operand, ...], tuple[Operand, ...]]:
         Operand.TEMPERATURE: Flag.TEMPERATURE_ARRAY,
         Operand.SINK: Flag.SINK_ARRAY,
         Operand.NOISE: Flag.NOISY,
+        Operand.WEIGHT: Flag.WEIGHTED,
+        Operand.TARGET: Flag.TARGETED,
         Operand.DTEMPERATURE: Flag.DTEMPERATURE,
         Operand.DSINK: Flag.DSINK,
     }
@@ -196,7 +198,7 @@ def metal(kernel: Kernel) -> Metal:
 def cuda_handed(kernel: Kernel) -> Handed:
     """The source of a CUDA kernel for MLX, for NVRTC with `CUDA_OPTIONS`; one block per row."""
     inputs, outputs = _used(kernel)
-    kinds = {Operand.WHERE: "unsigned char", Operand.INDEX: "nx_i64"}
+    kinds = {Operand.WHERE: "unsigned char", **dict.fromkeys(INTEGERS, "nx_i64")}
     kinds |= dict.fromkeys((Operand.X, Operand.G, Operand.Y), "nx_s")
     arguments = [f"const {kinds.get(o, 'nx_t')}* {o.name.lower()}" for o in inputs]
     arguments.append("const nx_plan* plan")
@@ -210,7 +212,7 @@ def cuda_handed(kernel: Kernel) -> Handed:
     return Handed(inputs, outputs, name, named)
 
 
-def host(programs: Sequence[Program] = (*PROGRAMS.values(), TOPK), more: str = "") -> str:
+def host(programs: Sequence[Program] = (*PROGRAMS.values(), TOPK, CROSS_ENTROPY), more: str = "") -> str:
     """The source of the emulator: programs in single and double, in registers and looped.
 
     `more` is the text of programs that have no file, for tests.

@@ -74,6 +74,8 @@ struct nx_context {
   const nx_t* temperature;
   const nx_t* sink;
   const nx_t* noise;
+  const nx_t* weight;
+  const nx_i64* target;
   nx_s* y;
   nx_t* d[4];
   nx_t* dtemperature;
@@ -162,6 +164,7 @@ NX_FN void nx_store_wide(nx_s* p, nx_i64 i, const nx_t* v, nx_int) {
 }
 NX_FN nx_t nx_value(const nx_t* p, nx_i64 i) { return p[i]; }
 NX_FN void nx_set(nx_t* p, nx_i64 i, nx_t v) { p[i] = v; }
+NX_FN nx_i64 nx_index(const nx_i64* p, nx_i64 i) { return p[i]; }
 NX_FN void nx_set_index(nx_i64* p, nx_i64 i, nx_i64 value) { p[i] = value; }
 NX_FN bool nx_flag(const unsigned char* p, nx_i64 i) { return p[i] != 0; }
 
@@ -227,11 +230,12 @@ extern "C" __global__ void __launch_bounds__(NX_BLOCK, 1) NX_NAME(NX_ARGUMENTS) 
 extern "C" __global__ void __launch_bounds__(NX_BLOCK, 1)
     NX_NAME(const nx_s* x, const nx_s* g, const unsigned char* where, const nx_t* p0, const nx_t* p1, const nx_t* p2,
             const nx_t* p3, const nx_t* temperature, const nx_t* sink, const nx_t* noise,
-            nx_s* y, nx_t* d0, nx_t* d1, nx_t* d2, nx_t* d3, nx_t* dtemperature, nx_t* dsink, nx_i64* index, char* scratch, const __grid_constant__ nx_plan words) {
+            const nx_t* weight, const nx_i64* target, nx_s* y, nx_t* d0, nx_t* d1, nx_t* d2, nx_t* d3,
+            nx_t* dtemperature, nx_t* dsink, nx_i64* index, char* scratch, const __grid_constant__ nx_plan words) {
   nx_row r;
   const nx_plan* const plan = &words;
-  r.c = {plan, nullptr, x, g, where, {p0, p1, p2, p3}, temperature, sink, noise, y, {d0, d1, d2, d3}, dtemperature, dsink, index,
-         scratch + blockIdx.x / NX_PARTS * NX_SCRATCH_PER_ROW};
+  r.c = {plan, nullptr, x, g, where, {p0, p1, p2, p3}, temperature, sink, noise, weight, target, y, {d0, d1, d2, d3},
+         dtemperature, dsink, index, scratch + blockIdx.x / NX_PARTS * NX_SCRATCH_PER_ROW};
 #endif
   __shared__ nx_t shared[NX_HAS(NX_COLUMNS) ? 4 * NX_BLOCK : 4 * NX_WARP];
   r.c.shared = shared;

@@ -55,6 +55,8 @@ struct nx_context {
   const nx_buffer* temperature;
   const nx_buffer* sink;
   const nx_buffer* noise;
+  const nx_buffer* weight;
+  const nx_buffer* target;
   const nx_buffer* y;
   const nx_buffer* d[4];
   const nx_buffer* dtemperature;
@@ -98,6 +100,11 @@ NX_FN void nx_store_wide(const nx_buffer* p, nx_i64 i, const nx_t* v, nx_int cou
 }
 NX_FN nx_t nx_value(const nx_buffer* p, nx_i64 i) { return nx_load(p, i); }
 NX_FN void nx_set(const nx_buffer* p, nx_i64 i, nx_t v) { nx_store(p, i, v); }
+NX_FN nx_i64 nx_index(const nx_buffer* p, nx_i64 i) {
+  nx_i64 value;
+  std::memcpy(&value, nx_readable(p, i), sizeof value);
+  return value;
+}
 NX_FN void nx_set_index(const nx_buffer* p, nx_i64 i, nx_i64 value) { std::memcpy(nx_writable(p, i), &value, sizeof value); }
 NX_FN bool nx_flag(const nx_buffer* p, nx_i64 i) { return *nx_readable(p, i) != 0; }
 
@@ -142,7 +149,7 @@ NX_FN void nx_lane(const nx_call& call, nx_i64 block, void (*run)(nx_row&)) {
   const auto at = [of](nx_int operand) { return of + operand; };
   r.c = {&call, at(NX_OF_X), at(NX_OF_G), at(NX_OF_WHERE),
          {at(NX_OF_P0), at(NX_OF_P1), at(NX_OF_P2), at(NX_OF_P3)},
-         at(NX_OF_TEMPERATURE), at(NX_OF_SINK), at(NX_OF_NOISE), at(NX_OF_Y),
+         at(NX_OF_TEMPERATURE), at(NX_OF_SINK), at(NX_OF_NOISE), at(NX_OF_WEIGHT), at(NX_OF_TARGET), at(NX_OF_Y),
          {at(NX_OF_D0), at(NX_OF_D1), at(NX_OF_D2), at(NX_OF_D3)},
          at(NX_OF_DTEMPERATURE), at(NX_OF_DSINK), at(NX_OF_INDEX)};
   r.bank = r.far_bank = r.meetings = 0;

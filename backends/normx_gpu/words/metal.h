@@ -59,6 +59,8 @@ struct nx_context {
   const device nx_t* temperature;
   const device nx_t* sink;
   const device nx_t* noise;
+  const device nx_t* weight;
+  const device nx_i64* target;
   device nx_s* y;
   device nx_t* d[4];
   device nx_t* dtemperature;
@@ -84,6 +86,7 @@ NX_FN void nx_store_wide(device nx_s* p, nx_i64 i, const thread nx_t* v, nx_int)
 }
 NX_FN nx_t nx_value(const device nx_t* p, nx_i64 i) { return p[i]; }
 NX_FN void nx_set(device nx_t* p, nx_i64 i, nx_t v) { p[i] = v; }
+NX_FN nx_i64 nx_index(const device nx_i64* p, nx_i64 i) { return p[i]; }
 NX_FN void nx_set_index(device nx_i64* p, nx_i64 i, nx_i64 value) { p[i] = value; }
 NX_FN bool nx_flag(const device bool* p, nx_i64 i) { return p[i]; }
 
