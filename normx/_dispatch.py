@@ -29,7 +29,16 @@ from normx._libraries import ArrayAPILibrary, numpy_library
 from normx._plan import Plan, Prepared, prepare
 from normx._record import Record, record_of
 from normx._reference import reference_backend
-from normx.plugins import Backend, Call, Library, NotOnHost, Pullback, Refusal, TopKCall
+from normx.plugins import (
+    Backend,
+    Call,
+    Library,
+    Losses,
+    NotOnHost,
+    Pullback,
+    Refusal,
+    TopKCall,
+)
 
 Array = Any
 Answer = TypeVar("Answer")
@@ -310,6 +319,14 @@ def choose_topk(plan: Plan, k: int, keywords: Mapping[str, Any]) -> tuple[str, T
 
     name, (answer,) = _choose(plan, _explicit(keywords), ask)
     return name, answer
+
+
+def choose_losses(plan: Plan, smoothing: float) -> tuple[str, Losses] | None:
+    """Who has a kernel for the cross-entropy of rows where these are; None if nobody has."""
+    for name, answer in _asked(plan, None, lambda by, plan: by.cross_entropy(plan, smoothing)):
+        if not isinstance(answer, Refusal):
+            return name, answer
+    return None
 
 
 # ------------------------------------------------------------------ trace

@@ -34,6 +34,7 @@ __all__ = [
     "Foreign",
     "Fused",
     "Library",
+    "Losses",
     "NotOnHost",
     "Pullback",
     "Refusal",
@@ -215,25 +216,22 @@ class StagedKernel(Protocol):
 
 
 class RowKernel(Protocol):
-    """A function of rows, as it runs on NumPy's arrays."""
+    """A function of rows, as it runs on a library's arrays."""
 
-    def forward(self, x: np.ndarray) -> tuple[np.ndarray, ...]:
+    def forward(self, x: Array) -> tuple[Array, ...]:
         """The results, each with an entry per row."""
 
     def pullback(
-        self,
-        x: np.ndarray,
-        results: Sequence[np.ndarray],
-        cotangents: Sequence[np.ndarray | None],
-    ) -> np.ndarray:
+        self, x: Array, results: Sequence[Array], cotangents: Sequence[Array | None]
+    ) -> Array:
         """The gradient of `x`; None stands for a cotangent that is 0."""
 
 
 class Fused(Protocol):
     """A function of rows that has a kernel beside its formula."""
 
-    def kernel(self) -> RowKernel:
-        """What runs on NumPy's arrays."""
+    def kernel(self) -> RowKernel | None:
+        """What runs on the arrays where they are; None where nothing does."""
 
     def formula(self, x: Array) -> tuple[Array, ...]:
         """The results in the library's operations, which it can differentiate."""
@@ -406,13 +404,13 @@ class Library(ABC):
         A library that differentiates by itself hands the kernel's pullback over, or answers
         None for what it follows.
         """
-        if not self.on_host(x) or self.is_followed(x):
+        if self.is_followed(x):
             return None
         try:
-            results = what.kernel().forward(self.host_view(x))
+            kernel = what.kernel()
+            return None if kernel is None else kernel.forward(x)
         except NotOnHost:
             return None
-        return tuple(self.host_adopt(result) for result in results)
 
     @abstractmethod
     def device(self, x: Array) -> Any:

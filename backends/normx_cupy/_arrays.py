@@ -7,7 +7,7 @@ nothing waits for the device, and the memory of a result is its library's where 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -78,6 +78,42 @@ def topk(plan: Plan, k: int) -> TopKCall | Refusal:
             return home.cuda_adopt(values), home.cuda_adopt(indices), name
 
     return on_device
+
+
+class _Losses:
+    """The cross-entropy of the arrays of the plan's library."""
+
+    def __init__(self, home: Library, kernel: call.Losses) -> None:
+        self._home, self._kernel = home, kernel
+
+    def forward(
+        self, x: Array, targets: Array, where: Array | None, weight: Array | None
+    ) -> tuple[tuple[Array, Array, Array], str]:
+        home, given = self._home, (x, targets, where, weight)
+        with _around(home, *given) as (view, _):
+            (losses, lse, entropy), name = self._kernel.forward(*map(view, given))
+            return (home.cuda_adopt(losses), home.cuda_adopt(lse), home.cuda_adopt(entropy)), name
+
+    def pullback(
+        self,
+        x: Array,
+        targets: Array,
+        where: Array | None,
+        weight: Array | None,
+        cotangents: Sequence[Array | None],
+    ) -> tuple[Array, str]:
+        home, given = self._home, (x, targets, where, weight)
+        with _around(home, *given, *cotangents) as (view, _):
+            x, targets, where, weight = map(view, given)
+            pulled = tuple(map(view, cotangents))
+            dx, name = self._kernel.pullback(x, targets, where, weight, pulled)
+            return home.cuda_adopt(dx), name
+
+
+def cross_entropy(plan: Plan, smoothing: float) -> _Losses | Refusal:
+    """The cross-entropy of the arrays of the plan's library."""
+    kernel = _prepared(plan, lambda plan, *given: call.cross_entropy(plan, smoothing, *given))
+    return kernel if isinstance(kernel, Refusal) else _Losses(plan.library, kernel)
 
 
 def _prepared(plan: Plan, prepare: Any) -> Any:

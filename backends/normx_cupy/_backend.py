@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from normx._plan import Plan
-from normx.plugins import Backend, Call, Pullback, Refusal, TopKCall
+from normx.plugins import Backend, Call, Losses, Pullback, Refusal, TopKCall
 from normx_cupy import _driver
 
 Array = Any
@@ -35,6 +35,13 @@ class CuPyBackend(Backend):
         from normx_cupy import _arrays
 
         return _arrays.backward(plan)
+
+    def cross_entropy(self, plan: Plan, smoothing: float) -> Losses | Refusal:
+        if not plan.on_cuda:
+            return _elsewhere(plan)
+        from normx_cupy import _arrays
+
+        return _arrays.cross_entropy(plan, smoothing)
 
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         if not plan.on_cuda:

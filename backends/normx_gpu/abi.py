@@ -45,6 +45,8 @@ class Operand(IntEnum):
 
 #: The operands that are written to, and whose every entry is.
 RESULTS = tuple(operand for operand in Operand if Operand.Y <= operand <= Operand.INDEX)
+#: The operands of 64-bit integers.
+INTEGERS = (Operand.TARGET, Operand.INDEX)
 #: The operands with an entry per score; the others have one per row (and sink).
 SCORES = (Operand.X, Operand.G, Operand.WHERE, Operand.NOISE, Operand.WEIGHT, Operand.Y)
 

@@ -219,8 +219,8 @@ class Losses:
         arrays, given = self._operands(x, targets, where, weight), {}
         for k, (name, d) in enumerate(zip(CROSS_ENTROPY.parameters, cotangents, strict=True)):
             if d is not None:
-                d = xp.broadcast_to(xp.reshape(d.astype(wide, copy=False), form), plan.shape)
-                arrays[Operand(Operand.P0 + k)] = given[name] = d
+                along = xp.reshape(d.astype(wide, copy=False), form)
+                given[name] = arrays[Operand(Operand.P0 + k)] = xp.broadcast_to(along, plan.shape)
         arrays[Operand.Y] = dx = self._empty(plan.shape, plan.dtype)
         return dx, self._run(plan, CROSS_ENTROPY, arrays, given, backward=True)
 

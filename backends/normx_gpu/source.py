@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 
 from normx_gpu import abi
-from normx_gpu.abi import PARAMETERS, RESULTS, Flag, Operand
+from normx_gpu.abi import INTEGERS, PARAMETERS, RESULTS, Flag, Operand
 from normx_gpu.launch import Geometry
 from normx_gpu.programs import CROSS_ENTROPY, EVERY, PROGRAMS, TOPK, Program
 
@@ -20,6 +20,8 @@ from normx_gpu.programs import CROSS_ENTROPY, EVERY, PROGRAMS, TOPK, Program
 CUDA_OPTIONS = ("--std=c++17", "--fmad=false")
 #: Where differences and sums carry a low word; half precision does not see it.
 EXACT = ("float32", "float64")
+#: What the emulator has.
+_EMULATED = (*PROGRAMS.values(), TOPK, CROSS_ENTROPY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,7 @@ def cuda_handed(kernel: Kernel) -> Handed:
     return Handed(inputs, outputs, name, named)
 
 
-def host(programs: Sequence[Program] = (*PROGRAMS.values(), TOPK, CROSS_ENTROPY), more: str = "") -> str:
+def host(programs: Sequence[Program] = _EMULATED, more: str = "") -> str:
     """The source of the emulator: programs in single and double, in registers and looped.
 
     `more` is the text of programs that have no file, for tests.

@@ -119,12 +119,12 @@ class TorchLibrary(ArrayAPILibrary):
         return either
 
     def fused(self, what: Fused, x: Any) -> tuple[Any, ...] | None:
-        if type(x) not in _ops.PLAIN or x.is_meta or _ops.watched() or not self.on_host(x):
+        if type(x) not in _ops.PLAIN or x.is_meta or _ops.watched():
             return None
         if not (x.requires_grad and torch.is_grad_enabled()):
             return super().fused(what, x.detach())
-        results: tuple[Any, ...] = _ops.Fused.apply(what, x)
-        return results
+        kernel = what.kernel()
+        return None if kernel is None else _ops.Fused.apply(what, kernel, x)
 
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
         def compiled(f: Callable[..., Any]) -> Callable[..., Any]:

@@ -316,23 +316,20 @@ class Fused(torch.autograd.Function):  # type: ignore[misc]
     """The kernel of a function of rows, and its pullback."""
 
     @staticmethod
-    def forward(ctx: Any, what: plugins.Fused, x: Tensor) -> tuple[Tensor, ...]:
-        home = library("torch")
+    def forward(
+        ctx: Any, what: plugins.Fused, kernel: plugins.RowKernel, x: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
-        results = what.kernel().forward(home.host_view(x))
-        adopted = tuple(home.host_adopt(result) for result in results)
-        ctx.what = what
-        ctx.save_for_backward(x, *adopted)
-        return adopted
+        results = kernel.forward(x.detach())
+        ctx.what, ctx.kernel = what, kernel
+        ctx.save_for_backward(x, *results)
+        return results
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[None, Tensor]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[None, None, Tensor]:
         x, *results = ctx.saved_tensors
-        home = library("torch")
         if torch.is_grad_enabled():  # the gradient is to be differentiated again
             pairs = zip(ctx.what.formula(x), cotangents, strict=True)
             ys, given = zip(*((y, d) for y, d in pairs if d is not None), strict=True)
-            return None, torch.autograd.grad(ys, x, given, create_graph=True)[0]
-        views = [None if d is None else home.host_view(d) for d in cotangents]
-        saved = [home.host_view(result) for result in results]
-        return None, home.host_adopt(ctx.what.kernel().pullback(home.host_view(x), saved, views))
+            return None, None, torch.autograd.grad(ys, x, given, create_graph=True)[0]
+        return None, None, ctx.kernel.pullback(x.detach(), results, cotangents)

@@ -1,4 +1,4 @@
-"""The cross-entropy of a softmax on NumPy's arrays, block by block.
+"""The cross-entropy of a softmax by kernels: on NumPy's arrays block by block, or a backend's own.
 
 A block is read, brought into scratch memory that stays in the cache, and goes from there
 through the kernels of `normx.softmax` and `normx.logsumexp`; its state, the maximum, the
@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from normx._dispatch import traced
 from normx.normalizers.softmax import logsumexp, softmax
+from normx.plugins import Library, Losses
 
 Array = Any
 
@@ -333,6 +335,51 @@ class Kernel:
             np.tanh(scores, out=scores)
             scores *= self.softcap
         return scores
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """The kernel, of a library's arrays in host memory."""
+
+    library: Library
+    kernel: Kernel
+
+    def forward(self, x: Array) -> tuple[Array, ...]:
+        results = self.kernel.forward(self.library.host_view(x))
+        return tuple(self.library.host_adopt(result) for result in results)
+
+    def pullback(
+        self, x: Array, results: Sequence[Array], cotangents: Sequence[Array | None]
+    ) -> Array:
+        view = self.library.host_view
+        given = [None if d is None else view(d) for d in cotangents]
+        dx = self.kernel.pullback(view(x), [view(result) for result in results], given)
+        return self.library.host_adopt(dx)
+
+
+@dataclass(frozen=True)
+class OnDevice:
+    """A backend's kernels, of arrays on its device."""
+
+    backend: str
+    losses: Losses
+    targets: Array
+    where: Array | None
+    weight: Array | None
+
+    def forward(self, x: Array) -> tuple[Array, ...]:
+        rows, kernel = self.losses.forward(x, self.targets, self.where, self.weight)
+        traced("cross_entropy", self.backend, kernel)
+        return rows
+
+    def pullback(
+        self, x: Array, results: Sequence[Array], cotangents: Sequence[Array | None]
+    ) -> Array:
+        # They find what they need again: it is in the row, which they read anyway.
+        given = (self.targets, self.where, self.weight, cotangents)
+        dx, kernel = self.losses.pullback(x, *given)
+        traced("vjp(cross_entropy)", self.backend, kernel)
+        return dx
 
 
 def _log_of_sum(scores: Array, weights: Array) -> Array:

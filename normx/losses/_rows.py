@@ -78,10 +78,6 @@ class Batch:
         """One entry per row."""
         return tuple(self.targets.shape)
 
-    def on_host(self) -> bool:
-        """Whether kernels can read the logits, and nothing follows what is done to them."""
-        return self.library.on_host(self.logits) and not self.library.is_followed(self.logits)
-
     def wide(self) -> Array:
         """The logits in the dtype of the arithmetic."""
         return self.library.cast(self.logits, self.dtype)

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from normx._calls import known_keywords
-from normx._dispatch import library_of
+from normx._dispatch import choose_losses, library_of
 from normx._errors import described, wrong
 from normx._options import ArrayLike
-from normx._plan import FLOATS, INTEGERS
+from normx._plan import FLOATS, INTEGERS, Plan
 from normx._record import Record, record_of
 from normx._vjp import vjp
 from normx.losses import _fused
@@ -29,7 +29,7 @@ from normx.losses._rows import (
     with_vjp,
 )
 from normx.normalizers.softmax import log_softmax, logsumexp, softmax
-from normx.plugins import dtype_name
+from normx.plugins import RowKernel, dtype_name
 
 Array = Any
 
@@ -324,8 +324,15 @@ class Entropy:
 
     # ------------------------------------------------------------ by a kernel
 
-    def kernel(self) -> _fused.Kernel:
-        """The same of NumPy's arrays, by blocks of rows."""
+    def kernel(self) -> RowKernel | None:
+        """The same where the logits are; None where nobody has a kernel for that."""
+        library = self.batch.library
+        if library.on_host(self.batch.logits):
+            return _fused.OnHost(library, self._on_host())
+        return self._on_device() if library.on_cuda(self.batch.logits) else None
+
+    def _on_host(self) -> _fused.Kernel:
+        """Of NumPy's arrays, by blocks of rows."""
         batch = self.batch
         view = batch.library.host_view
         return _fused.Kernel(
@@ -339,6 +346,27 @@ class Entropy:
             dtype=batch.dtype,
             limits=self._at_limits,
         )
+
+    def _on_device(self) -> _fused.OnDevice | None:
+        """Of arrays on a device, if a backend has that."""
+        batch = self.batch
+        plan = Plan(
+            record=self.record,
+            library=batch.library,
+            shape=tuple(batch.logits.shape),
+            axis=(batch.axis,),
+            dtype=dtype_name(batch.logits.dtype),
+            where=None if batch.where is None else tuple(batch.where.shape),
+            softcap=self.softcap,
+            on_cuda=True,
+        )
+        found = choose_losses(plan, self.smoothing)
+        if found is None:
+            return None
+        targets = batch.targets
+        if batch.counted is not None:
+            targets = batch.xp.where(batch.counted, targets, -1)
+        return _fused.OnDevice(*found, targets, batch.where, self.weight)
 
     def _at_limits(self, logits: Array, targets: Array, where: Array | None) -> tuple[Array, ...]:
         """Rows with infinities or without mass, of NumPy's arrays, by the formula."""
@@ -382,11 +410,10 @@ class Entropy:
     def pullback(self, rows: tuple[Array, ...], cotangents: tuple[Array | None, ...]) -> Array:
         """The gradient of the logits, in their dtype, of those of `rows`."""
         batch = self.batch
-        if self._has_kernel() and batch.on_host():
-            view = batch.library.host_view
-            given = [None if d is None else view(d) for d in cotangents]
-            dx = self.kernel().pullback(view(batch.logits), [view(row) for row in rows], given)
-            return batch.library.host_adopt(dx)
+        if self._has_kernel() and not batch.library.is_followed(batch.logits):
+            kernel = self.kernel()
+            if kernel is not None:
+                return kernel.pullback(batch.logits, rows, cotangents)
         return self.formula_pullback(batch.logits, rows, cotangents)
 
     def formula_pullback(

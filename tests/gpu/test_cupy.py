@@ -121,6 +121,58 @@ assert np.allclose(found.values.get(), want.values, rtol=1e-6, atol=0)
 """)
 
 
+LOSSES = """
+from normx.losses import cross_entropy
+x, t = rng.normal(size=(4, 3, 52)).astype("float32"), rng.integers(0, 3, (4, 52))
+w = rng.random(3).astype("float32")
+t[1, 3] = -5
+given = dict(axis=1, z_loss=1e-2, label_smoothing=0.1, softcap=4.0, ignore_index=-5)
+want, pullback = normx.vjp(cross_entropy, x, t, weight=w, **given)
+dx = pullback(1.0)["x"]
+"""
+
+
+def test_losses_are_a_launch_each_way():
+    run(
+        LOSSES
+        + """
+on_device = cupy.from_dlpack(w)
+with normx.trace() as ran:
+    found, pullback = normx.vjp(
+        cross_entropy, cupy.from_dlpack(x), cupy.from_dlpack(t), weight=on_device, **given
+    )
+    gradient = pullback(1.0)["x"]
+names = [(event.function, event.backend, event.kernel.split("_float32")[0]) for event in ran]
+assert names == [
+    ("cross_entropy", "cupy", "normx_cross_entropy_forward"),
+    ("vjp(cross_entropy)", "cupy", "normx_cross_entropy_backward"),
+], ran
+for got, exact in zip(found, want):
+    assert np.allclose(got.get(), exact, rtol=1e-6, atol=5e-7)
+assert np.allclose(gradient.get(), dx, rtol=1e-5, atol=1e-9)
+"""
+    )
+
+
+def test_losses_of_tensors_are_differentiated_by_their_kernel():
+    pytest.importorskip("torch")
+    run(
+        LOSSES
+        + """
+x = torch.tensor(x, requires_grad=True)
+def loss(x):
+    return cross_entropy(x, torch.tensor(t), weight=torch.tensor(w), **given).loss
+with normx.trace() as ran:
+    loss(x).backward()
+assert [event.backend for event in ran] == ["cupy", "cupy"], ran
+assert np.allclose(x.grad.numpy(), dx, rtol=1e-5, atol=1e-9)
+(again,) = torch.autograd.grad(loss(x), x, create_graph=True)  # by the formula
+assert torch.allclose(again, x.grad, rtol=1e-4, atol=1e-7) and again.requires_grad
+""",
+        ON_TORCH,
+    )
+
+
 def test_long_rows_have_several_blocks():
     run("""
 from normx_gpu import call

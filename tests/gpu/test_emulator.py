@@ -12,6 +12,7 @@ import normx
 from normx._dispatch import numpy_library
 from normx._plan import Plan
 from normx._record import record_of
+from normx.losses import CrossEntropy, cross_entropy
 from normx.testing.samples import random_rows
 from normx.testing.ulp import error_in_ulp
 
@@ -269,6 +270,85 @@ def test_the_largest_weights(dtype):
         weights = normx.softmax(x, axis=axis, backend="gpu-emulator")
         chosen = np.take_along_axis(weights, got.indices, axis)
         assert np.array_equal(got.values, chosen, equal_nan=True), "the bits of softmax"
+
+
+def losses(x, targets, cotangents, *, axis=-1, where=None, softcap=None, **keywords):
+    """What the kernels find of rows and their classes, and the gradient."""
+    plan = Plan(
+        record_of("softmax"),
+        numpy_library,
+        x.shape,
+        (axis % x.ndim,),
+        x.dtype.name,
+        where=None if where is None else where.shape,
+        softcap=softcap,
+    )
+    found = emulator.emulator.cross_entropy(plan, keywords.get("label_smoothing", 0.0))
+    given = (x, np.where(targets == -9, -1, targets), where, keywords.get("weight"))
+    return found.forward(*given)[0], found.pullback(*given, cotangents)[0]
+
+
+def check_losses(x, targets, **keywords):
+    """Against those of NumPy's arrays in float64."""
+    some = [np.cos(np.arange(targets.size) + k).reshape(targets.shape) for k in range(3)]
+    wide = dict(keywords)
+    if "weight" in keywords:
+        wide["weight"] = keywords["weight"].astype(np.float64)
+    want, pullback = normx.vjp(
+        cross_entropy, x.astype(np.float64), targets, ignore_index=-9, reduction="none", **wide
+    )
+    precision = "float64" if x.dtype == np.float64 else "float32"
+    roundoff = 8 * np.finfo(x.dtype if x.dtype.kind == "f" else np.float32).eps
+    for cotangents in (some, [some[0], None, None]):
+        found, gradient = losses(x, targets, cotangents, **keywords)
+        for got, exact in zip(found, (want.loss, want.logsumexp, want.entropy), strict=True):
+            assert error_in_ulp(got, exact, precision).max() <= 5.0
+        exact = pullback(CrossEntropy(cotangents[0], None, *cotangents[1:]))["x"]
+        np.testing.assert_allclose(gradient, exact, rtol=roundoff * 8, atol=roundoff)
+    return found, gradient
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_losses_of_rows(dtype):
+    rng = np.random.default_rng(0)
+    for n in (3, 300, 5000, 40_000):
+        x, t = random_rows(n, 6, 4.0).astype(dtype), rng.integers(0, n, 6)
+        t[0], t[5] = x[0].argmax(), -9
+        check_losses(x, t)
+        mask = rng.random(x.shape) < 0.7
+        mask[np.arange(6), np.maximum(t, 0)] = True
+        weight = rng.random(n).astype("float64" if dtype == "float64" else "float32")
+        check_losses(x, t, where=mask, weight=weight, label_smoothing=0.1, softcap=5.0)
+        if n < 1000:
+            across = np.ascontiguousarray(x.T), t
+            check_losses(*across, axis=0, weight=weight, label_smoothing=0.2)
+            check_losses(x.reshape(2, 3, n).swapaxes(1, 2), t.reshape(2, 3), axis=1)
+
+
+def test_losses_of_rows_at_their_limits():
+    inf, nan = np.inf, np.nan
+    x = [[0, 1, 2, inf], [nan, 1, 2, 3], [-inf] * 4, [0, -inf, 1, 2], [60, 0, 0, 0]]
+    x = np.array([*x, [inf, 1, inf, 2], [nan, inf, 0, 0]], np.float64)
+    for keywords in ({}, {"label_smoothing": 0.1}, {"where": np.isfinite(x) | (x > 0)}):
+        for ignored in (0, 1):
+            t = np.array([3, 1, 0, 1, 0, 2, -9 * ignored])
+            t[2] = -9 if "where" in keywords else 0
+            t[[1, 3]] = (-9 * ignored, 2)
+            if "where" in keywords:
+                t[[1, 6]] = -9
+            check_losses(x, t, **keywords)
+
+
+@pytest.mark.parametrize("loop", [False, True], ids=["registers", "loop"])
+def test_losses_in_every_geometry(loop, chosen):
+    x, t = random_rows(61, 5, 3.0).astype(np.float32), np.array([0, 60, 7, -9, 33])
+    found = {}
+    for lanes, rows, warp, parts in SHAPES:
+        for backwards in (False, True):
+            chosen(lanes, rows, warp=warp, parts=parts, loop=loop, backwards=backwards)
+            of, gradient = check_losses(x, t, label_smoothing=0.1)
+            same = found.setdefault(lanes * parts, (*of, gradient))
+            assert all(map(np.array_equal, same, (*of, gradient)))
 
 
 # ------------------------------------------------------------------------------- the vocabulary
