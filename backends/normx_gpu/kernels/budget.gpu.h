@@ -75,6 +75,7 @@ NX_FN nx_spending nx_spend(NX_THREAD nx_row& r) {
   bool done = false;
   for (nx_int step = 0; step < 64 && nx_any(r.c, !done); ++step) {
     nx_words sum = nx_word(0), inside = nx_word(0);
+    s.origin = nx_anew(s.origin);  // else the differences are kept, in two words, and spilled
     NX_EACH(r) {
       const nx_t v = NX_SCORE(r);
       if (nx_is_finite(v)) {
@@ -91,6 +92,7 @@ NX_FN nx_spending nx_spend(NX_THREAD nx_row& r) {
     if (!done && steep > 0) s.level = nx_sum_of(s.level, nx_pair(-by.hi, -by.lo));
     done = done || !(steep > 0) || !(NX_ABS(by.hi) > nx_t(NX_LEAST_WEIGHT));
   }
+  s.origin = nx_anew(s.origin);
   return s;
 }
 NX_FN void nx_budget_forward(NX_THREAD nx_row& r) {

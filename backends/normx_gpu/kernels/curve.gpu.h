@@ -48,6 +48,7 @@ NX_FN void nx_solve(NX_THREAD nx_row& r, NX_THREAD nx_curve& s) {
   for (nx_int step = 0; step < 120 && nx_any(r.c, !done); ++step) {
     const nx_t depth = m * s.inverse, lift = nx_exp(nx_word(depth < NX_DEPTH ? depth : nx_t(NX_DEPTH)));
     nx_words sum = nx_word(0), slopes = nx_word(0);
+    s.top = nx_anew(s.top);  // else the differences are kept, in two words, and spilled
     NX_EACH(r) {
       const nx_words term = nx_roughly(nx_relative(r, NX_SCORE(r), s.top, s.c).hi * lift, s.power.hi, s.whole);
       nx_add(r, sum, term.hi);
@@ -70,6 +71,7 @@ NX_FN void nx_solve(NX_THREAD nx_row& r, NX_THREAD nx_curve& s) {
   done = false;
   for (nx_int step = 0; step < 80 && nx_any(r.c, !done); ++step) {
     nx_words sum = nx_word(0), slopes = nx_word(0);
+    s.top = nx_anew(s.top);
     NX_EACH(r) {
       const nx_words b = nx_curve_base(r, s, NX_SCORE(r));
       if (b.hi > 0) {
@@ -121,6 +123,7 @@ NX_FN nx_entmax_state nx_entmax_of(NX_THREAD nx_row& r) {
   s.of.inverse = s.is_softmax ? nx_t(1) : a.hi;
   s.of.whole = a.hi == 1 || s.is_softmax ? 1 : a.hi == nx_t(0.5) ? 2 : 0;
   nx_solve(r, s.of);
+  s.of.top = nx_anew(s.of.top);
   nx_words sum = nx_word(0);
   NX_EACH(r) {
     const nx_t e = nx_entmax_term(r, s, NX_SCORE(r));
@@ -191,6 +194,7 @@ NX_FN nx_normmax_state nx_normmax_of(NX_THREAD nx_row& r) {
   s.of.inverse = a.hi / (1 + a.hi);
   s.of.whole = 2 * s.whole;
   nx_solve(r, s.of);
+  s.of.top = nx_anew(s.of.top);
   nx_words sum = nx_word(0);
   NX_EACH(r) {
     const nx_t e = nx_normmax_term(r, s, NX_SCORE(r));
@@ -206,12 +210,13 @@ NX_FN void nx_normmax_forward(NX_THREAD nx_row& r) {
   NX_WRITE(r) NX_PUT(r, NX_KEPT(r, nx_normmax_term(r, s, NX_SCORE(r))) / s.total);
 }
 NX_FN void nx_normmax_backward(NX_THREAD nx_row& r) {
-  const nx_normmax_state s = nx_normmax_of(r);
+  nx_normmax_state s = nx_normmax_of(r);
   const nx_t q = s.q.hi;
   nx_words sum = nx_word(0);
   NX_EACH(r) nx_add(r, sum, NX_KEPT(r, nx_normmax_term(r, s, NX_SCORE(r))) / s.total * NX_COTANGENT(r));
   const nx_t mean = nx_total_of(r, sum).hi;
   nx_words pulled = nx_word(0), by_power = nx_word(0), slide = nx_word(0), moment = nx_word(0);
+  s.of.top = nx_anew(s.of.top);
   NX_EACH(r) {
     const nx_t v = NX_SCORE(r), p = NX_KEPT(r, nx_normmax_term(r, s, v)) / s.total, g = NX_COTANGENT(r) - mean;
     const nx_t b = nx_curve_base(r, s.of, v).hi, log = b > 0 ? NX_LOG(b) : nx_t(0);
@@ -220,6 +225,7 @@ NX_FN void nx_normmax_backward(NX_THREAD nx_row& r) {
     nx_add(r, slide, p * b * log);
   }
   const nx_t shift = nx_total_of(r, pulled).hi, turn = nx_total_of(r, by_power).hi, slid = nx_total_of(r, slide).hi;
+  s.of.top = nx_anew(s.of.top);
   NX_WRITE(r) {
     const nx_t v = NX_SCORE(r), p = NX_KEPT(r, nx_normmax_term(r, s, v)) / s.total, b = nx_curve_base(r, s.of, v).hi;
     const nx_t gradient = (b > 0 ? q * p / b * (NX_COTANGENT(r) - mean) : nx_t(0)) - p * shift;

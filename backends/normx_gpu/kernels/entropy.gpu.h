@@ -10,7 +10,7 @@ struct nx_losses {
   nx_i64 target;
   bool nowhere;  // no score at all
 };
-NX_FN nx_t nx_class_weight(NX_THREAD const nx_row& r, nx_i64 i) {
+NX_FN nx_t nx_class_weight(NX_THREAD const nx_row& r, nx_spot i) {
   return NX_HAS(NX_WEIGHTED) ? nx_value(r.c.weight, nx_along(r, NX_OF_WEIGHT, i)) : nx_t(1);
 }
 // top - v: how much less likely than the first.
@@ -41,8 +41,9 @@ NX_FN nx_losses nx_losses_of(NX_THREAD nx_row& r) {
   nx_t at_target = s.top;
   s.weight = 1;
   if (s.target >= 0) {
-    at_target = nx_score_of(r, nx_load(r.c.x, r.x + nx_along(r, NX_OF_X, s.target)), s.target);
-    s.weight = nx_class_weight(r, s.target);
+    const nx_spot i = nx_spot(s.target);
+    at_target = nx_score_of(r, nx_load(r.c.x, r.x + nx_along(r, NX_OF_X, i)), i);
+    s.weight = nx_class_weight(r, i);
   }
   s.loss = s.weight * (s.log + nx_below_top(s, at_target));
   s.weights = s.count = 0;
@@ -50,7 +51,7 @@ NX_FN nx_losses nx_losses_of(NX_THREAD nx_row& r) {
   if (smoothing != 0) {
     nx_words count = nx_word(0), weights = nx_word(0), lost = nx_word(0);
     NX_EACH(r) {
-      const nx_i64 i = nx_place(r, k_) + j_;
+      const nx_spot i = nx_place(r, k_) + j_;
       if (i < r.n && nx_kept(r, i)) {
         const nx_t w = nx_class_weight(r, i);
         nx_add(r, count, 1);
@@ -83,13 +84,13 @@ NX_FN void nx_cross_entropy_backward(NX_THREAD nx_row& r) {
   const nx_t ours = d * (1 - smoothing) * s.weight, each = smoothing != 0 ? d * smoothing / s.count : nx_t(0);
   const nx_t factor = ours + each * s.weights + nx_parameter(r, 1), through = nx_parameter(r, 2);
   NX_WRITE(r) {
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     const nx_t v = NX_SCORE(r);
     const nx_words z = nx_relative(r, v, s.top, nx_word(1));
     const nx_t p = NX_KEPT(r, nx_exp(z)) / s.total;
     // The entropy moves with a score by -p (log p + entropy).
     nx_t gradient = p > 0 ? p * (factor - (z.hi - s.log + entropy) * through) : nx_t(0);
-    if (i == s.target) gradient -= ours;
+    if (nx_i64(i) == s.target) gradient -= ours;
     if (smoothing != 0 && i < r.n && nx_kept(r, i)) gradient -= each * nx_class_weight(r, i);
     NX_PUT(r, nx_chained(r, v, p == p ? gradient : p));
   }

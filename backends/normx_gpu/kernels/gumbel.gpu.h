@@ -6,7 +6,7 @@ NX_CALL nx_words nx_with_noise(nx_t v, nx_t u) {
   const nx_words tail = nx_log_words(nx_word(u)), noise = nx_log_words(nx_pair(-tail.hi, -tail.lo));
   return nx_sum_of(nx_word(v), nx_pair(-noise.hi, -noise.lo));
 }
-NX_FN nx_words nx_noisy(NX_THREAD const nx_row& r, nx_t v, nx_i64 i) {
+NX_FN nx_words nx_noisy(NX_THREAD const nx_row& r, nx_t v, nx_spot i) {
   if (!nx_is_finite(v)) return nx_word(v);
   const nx_words noisy = nx_with_noise(v, nx_value(r.c.noise, r.noise + nx_along(r, NX_OF_NOISE, i)));
   return nx_pair(noisy.hi, NX_EXACT ? noisy.lo : nx_t(0));
@@ -41,7 +41,7 @@ NX_FN nx_draw nx_drawn(NX_THREAD nx_row& r) {
   s.top = nx_word(-NX_INF);
   NX_EACH(r) {
 #if !NX_LOOP
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     const nx_words noisy = i < r.n ? nx_noisy(r, NX_SCORE(r), i) : nx_word(-NX_INF);
     NX_SCORE(r) = noisy.hi;
     NX_KEEP(r, noisy.lo);
@@ -72,7 +72,7 @@ NX_FN void nx_weigh(NX_THREAD nx_row& r, NX_THREAD nx_draw& s) {
 struct nx_earlier {  // of two places, each in two parts that are exact in nx_t
   NX_METHOD nx_words of(nx_words a, nx_words b) { return a.hi < b.hi || (a.hi == b.hi && a.lo < b.lo) ? a : b; }
 };
-NX_FN nx_words nx_place_words(nx_i64 i) { return nx_pair(nx_t(i >> 20), nx_t(i & 0xfffff)); }
+NX_FN nx_words nx_place_words(nx_spot i) { return nx_pair(nx_t(i >> 20), nx_t(i & 0xfffff)); }
 
 NX_FN void nx_gumbel_softmax_forward(NX_THREAD nx_row& r) {
   nx_draw s = nx_drawn(r);
@@ -83,7 +83,7 @@ NX_FN void nx_gumbel_softmax_forward(NX_THREAD nx_row& r) {
   }
   nx_words first = nx_word(NX_INF);
   NX_EACH(r) {
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     if (i >= r.n) continue;
     const nx_words v = NX_DRAWN(r);
     if (v.hi == s.top.hi && v.lo == s.top.lo) first = nx_earlier::of(nx_place_words(i), first);
@@ -101,7 +101,7 @@ NX_FN void nx_gumbel_softmax_backward(NX_THREAD nx_row& r) {
   NX_EACH(r) nx_add(r, sum, NX_DRAWN_WEIGHT(r, s) * NX_COTANGENT(r));
   const nx_t mean = nx_total_of(r, sum).hi;
   NX_WRITE(r) {
-    const nx_i64 i = nx_place(r, k_) + j_;
+    const nx_spot i = nx_place(r, k_) + j_;
     nx_t v = NX_SCORE(r);
     const nx_t gradient = NX_DRAWN_WEIGHT(r, s) * (NX_COTANGENT(r) - mean);
     if (i < r.n) nx_add_moment(r, moment, gradient, NX_DRAWN_SCORE(r) - s.top.hi);
