@@ -110,7 +110,7 @@ def metal_unit(kernel):
     def kind(operand):
         if operand == Operand.WHERE:
             return "bool"
-        if operand in (Operand.INDEX, Operand.TARGET):
+        if operand in abi.INTEGERS:
             return "long"
         return scalar if operand in (Operand.X, Operand.G, Operand.Y) else "float"
 
