@@ -5,7 +5,7 @@ Requirements this file meets:
 * a framework is never imported to find out whether an array is its own: types are
   matched by the root module of their name, and the library's plugin is loaded when
   its first array shows up;
-* after the first call of a form, a call costs one dictionary look-up;
+* after the first call of a form, a call costs one look-up, which a backend may do itself;
 * an automatic choice may fall back and can say why; an explicit one never does;
 * what ran can be proved (`trace`), what would run can be asked (`explain`).
 """
@@ -32,6 +32,7 @@ from normx._reference import reference_backend
 from normx.plugins import (
     Backend,
     Call,
+    CallCache,
     Library,
     Losses,
     NotOnHost,
@@ -456,11 +457,18 @@ def entry_point(name: str) -> Callable[..., Any]:
     """The public function of a record: look the plan up, or make it, and run it."""
     plans = _plans.setdefault(name, {})
     caches.append(plans)
+    kept = _kept.setdefault(name, {})
+    caches.append(kept)
     tracing, chosen = _tracing.get, _chosen.get
-    library_of_type = _library_of_type
+    library_of_type, cache_of = _library_of_type, _cache_of
 
     def function(x: Any, /, **keywords: Any) -> Any:
         kind = type(x)
+        cache = cache_of(kept, kind)
+        if cache is not None:
+            y = cache.run(x, keywords)
+            if y is not None:
+                return y
         library = library_of_type(kind)
         key: Any = None
         bound = None
@@ -486,6 +494,11 @@ def entry_point(name: str) -> Callable[..., Any]:
     return function
 
 
+def _cache_of(kept: dict[type, CallCache], kind: type) -> CallCache | None:
+    """A function of its own, in whose place a compiler has one that finds nothing."""
+    return kept.get(kind)
+
+
 def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
     """Call a function for the first time in a form, and keep its plan if that has a key."""
     record = record_of(name)
@@ -497,10 +510,22 @@ def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
         if len(plans) >= _PLANS_KEPT:
             plans.clear()
         plans[key] = bound
+        if bound.prepared.direct and _chosen.get() is None:
+            _keep(name, bound, x, keywords)
     try:
         return bound.run(x, keywords)
     except NotOnHost:
         return _called_away(name, x, keywords)
+
+
+def _keep(name: str, bound: _Bound, x: Any, keywords: dict[str, Any]) -> None:
+    """Let the backend of a call answer the next one of its form by itself."""
+    kept, kind = _kept[name], type(x)
+    by = backend(bound.backend)
+    assert isinstance(by, Backend)
+    cache = by.remember(kept.get(kind), bound.prepared.plan, x, keywords, (_tracing, _chosen))
+    if cache is not None:
+        kept[kind] = cache
 
 
 def _called_away(name: str, x: Any, keywords: Mapping[str, Any]) -> Any:
@@ -517,6 +542,9 @@ _PLAIN = frozenset({int, float, str, bool, type(None)})
 
 #: Every function's plans, by its name.
 _plans: dict[str, dict[Any, _Bound]] = {}
+
+#: Every function's calls that a backend answers by itself, by its name and the arrays' type.
+_kept: dict[str, dict[type, CallCache]] = {}
 
 #: What is forgotten with them.
 caches: list[dict[Any, Any]] = []

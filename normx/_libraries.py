@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 
 from normx import _arithmetic as arithmetic
-from normx.plugins import Library, dtype_name
+from normx.plugins import Exchange, Library, dtype_name
 
 Array = Any
 
@@ -118,6 +118,9 @@ class NumPyLibrary(ArrayAPILibrary):
 
     def host_adopt(self, fresh: Array) -> Array:
         return fresh
+
+    def exchange(self) -> Exchange:
+        return Exchange()
 
     def device(self, x: Array) -> Any:
         return "cpu"

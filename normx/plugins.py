@@ -19,8 +19,10 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Backend",
     "Call",
+    "CallCache",
+    "Exchange",
     "Foreign",
     "Fused",
     "Library",
@@ -139,6 +143,40 @@ class Losses(Protocol):
         cotangents: Sequence[Array | None],
     ) -> tuple[Array, str]:
         """The gradient of `x`, given those of the three; the kernel's name."""
+
+
+class CallCache(Protocol):
+    """Calls of one function on one type of arrays that a backend does at once.
+
+    It is asked before anything has looked at the arguments, and knows by itself what the plan of
+    a call depends on.
+    """
+
+    def run(self, x: Array, keywords: dict[str, Any]) -> Array | None:
+        """The result, or None where the dispatcher has to find out what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What tells that arrays of a type can be handed to compiled code, and out of it.
+
+    Their type is NumPy's, or has DLPack's table of functions (``__dlpack_c_exchange_api__``).
+
+    Attributes
+    ----------
+    watches : tuple of callable
+        Each returns something false unless the library follows what is done to arrays: a
+        tracer, a mode.
+    variables : tuple of (module, str, object)
+        The same of variables in Python, with the object that they are else.
+    marks : tuple of str
+        Attributes of an array, and methods without arguments, that are false unless there is
+        more to it than its memory: it is differentiated, say, or holds its negative.
+    """
+
+    watches: tuple[Callable[[], Any], ...] = ()
+    variables: tuple[tuple[ModuleType, str, Any], ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +292,21 @@ class Backend(ABC):
         """How it computes the gradients of this plan, or why it does not."""
         return Refusal("computes no gradients")
 
+    def remember(
+        self,
+        cache: CallCache | None,
+        plan: Plan,
+        x: Array,
+        keywords: dict[str, Any],
+        context: tuple[ContextVar[Any], ...],
+    ) -> CallCache | None:
+        """Put a call that it took, with nothing around it, into a cache that answers the next one.
+
+        The cache is what was returned here the last time, for the same function and type.  It
+        answers while the variables of the context have something false, as they have now.
+        """
+        return None
+
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         """How it finds the k largest weights of each row in one go, or why it does not.
 
@@ -346,6 +399,10 @@ class Library(ABC):
         It raises `NotOnHost` where only the attempt tells that the values cannot be had.
         """
         raise NotImplementedError
+
+    def exchange(self) -> Exchange | None:
+        """How compiled code reads arrays on the host and makes them; None if only Python can."""
+        return None
 
     def host_empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
         """Memory of an array of this library for a result; None where NumPy's does as well."""

@@ -6,6 +6,7 @@ import atexit
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from normx._dispatch import forget_plans
 from normx._plan import Plan
 from normx._version import __version__
-from normx.plugins import Backend, Call, Library, Pullback, Refusal, TopKCall
+from normx.plugins import Backend, Call, CallCache, Library, Pullback, Refusal, TopKCall
 from normx_native import _host, _rows, _vjp
 from normx_native._plain import is_plain
 from normx_native._results import allocator
@@ -86,15 +87,7 @@ class NativeBackend(Backend):
             if self.algorithm != "auto":
                 return Refusal(f"has no algorithms to choose from for such a {plan.record.name}")
             return _rows.forward(plan, home)
-        run = _core.Call(
-            plan.record.name,
-            plan.dtype,
-            plan.shape,
-            plan.axis,
-            has_where=plan.where is not None,
-            empty=plan.empty,
-            algorithm=self.algorithm,
-        ).run
+        run = self._compiled(plan).run
         shape, dtype = plan.result_shape, plan.library.dtype(plan.dtype)
         empty, broadcast_to = allocator(home, shape, dtype), np.broadcast_to
 
@@ -108,6 +101,41 @@ class NativeBackend(Backend):
             return out, run(x, out, broadcast_to(where, x.shape))
 
         return call
+
+    def _compiled(self, plan: Plan) -> Any:
+        """A plan with a kernel of its own."""
+        return _core.Call(
+            plan.record.name,
+            plan.dtype,
+            plan.shape,
+            plan.axis,
+            has_where=plan.where is not None,
+            empty=plan.empty,
+            algorithm=self.algorithm,
+        )
+
+    def remember(
+        self,
+        cache: CallCache | None,
+        plan: Plan,
+        x: Array,
+        keywords: dict[str, Any],
+        context: tuple[ContextVar[Any], ...],
+    ) -> CallCache | None:
+        exchange, kind = plan.library.exchange(), type(x)
+        if exchange is None or self.algorithm != "auto":
+            return None
+        if kind is not np.ndarray and not hasattr(kind, "__dlpack_c_exchange_api__"):
+            return None
+        compiled = self._compiled(plan) if self.has_kernel(plan) else _rows.compiled(plan)
+        if compiled is None:
+            return None
+        own = cache if isinstance(cache, _core.CallCache) else None
+        own = own or _core.CallCache(
+            kind, context, exchange.watches, exchange.variables, exchange.marks
+        )
+        own.keep(x, keywords, compiled, plan.dtype, plan.result_shape)
+        return own
 
     def _topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         if plan.parameters or plan.where is not None or self.algorithm != "auto":

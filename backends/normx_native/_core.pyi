@@ -1,3 +1,6 @@
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from types import ModuleType
 from typing import Any
 
 def kernels() -> list[tuple[str, str, str]]: ...
@@ -16,7 +19,28 @@ def cache_limit() -> int: ...
 def set_cache_limit(size: int) -> None: ...
 def clear_cache() -> None: ...
 
-class Call:
+class Compiled: ...
+
+class CallCache:
+    def __init__(
+        self,
+        kind: type,
+        context: Sequence[ContextVar[Any]],
+        watches: Sequence[Callable[[], Any]],
+        variables: Sequence[tuple[ModuleType, str, Any]],
+        marks: Sequence[str],
+    ) -> None: ...
+    def run(self, x: Any, keywords: dict[str, Any]) -> Any: ...
+    def keep(
+        self,
+        x: Any,
+        keywords: dict[str, Any],
+        call: Compiled,
+        dtype: str,
+        result_shape: tuple[int, ...],
+    ) -> None: ...
+
+class Call(Compiled):
     def __init__(
         self,
         op: str,
@@ -39,7 +63,7 @@ def xla_handler() -> Any: ...
 def xla_calls() -> int: ...
 def softmax_topk(x: Any, values: Any, indices: Any) -> str: ...
 
-class RowsCall:
+class RowsCall(Compiled):
     def __init__(
         self,
         program: str,

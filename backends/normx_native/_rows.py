@@ -69,6 +69,12 @@ def forward(plan: Plan, home: Library) -> Call | Refusal:
     return call
 
 
+def compiled(plan: Plan) -> Any:
+    """The row program of a plan without operands besides the scores, or None."""
+    found = program_of(plan)
+    return None if isinstance(found, Refusal) or plan.parameters else _call(plan, found)
+
+
 def backward(plan: Plan, home: Library) -> Pullback | Refusal:
     """How a row program computes the gradients of a plan for `home`, or why none does."""
     found = program_of(plan)

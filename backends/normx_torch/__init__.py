@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from normx._libraries import ArrayAPILibrary, folds, numpy_library
 from normx._plan import Plan
-from normx.plugins import Call, Fused, dtype_name
+from normx.plugins import Call, Exchange, Fused, dtype_name
 from normx_torch import _compiler, _ops
 
 Array = Any
@@ -74,6 +74,14 @@ class TorchLibrary(ArrayAPILibrary):
         if fresh.dtype.kind == "V":  # bfloat16
             return torch.from_numpy(fresh.view(np.int16)).view(torch.bfloat16)
         return torch.from_numpy(fresh)
+
+    def exchange(self) -> Exchange:
+        # Wrappers of torch.func, sparse tensors and such have no entry in the exchange.
+        return Exchange(
+            watches=(_ops.modes,),
+            variables=((forward_ad, "_current_level", -1),),
+            marks=("requires_grad", "is_neg"),
+        )
 
     def on_cuda(self, x: Any) -> bool:
         return bool(x.device.type == "cuda") and torch.version.hip is None  # which says "cuda" too

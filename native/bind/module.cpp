@@ -3,16 +3,11 @@
 // NumPy's C interface, not the buffer protocol: a (1, 64) call spends less on reading three arrays' fields than one
 // PyObject_GetBuffer would take, and bfloat16 arrays (ml_dtypes) have no buffer at all.
 
-#define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
-#define NPY_TARGET_VERSION NPY_1_23_API_VERSION
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
-
-#include <numpy/arrayobject.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -21,6 +16,9 @@
 #include <tuple>
 #include <vector>
 
+#include "bind/arrays.hpp"
+#include "bind/call_cache.hpp"
+#include "bind/gil.hpp"
 #include "bind/xla_handler.hpp"
 #include "dispatch/call.hpp"
 #include "dispatch/rows_call.hpp"
@@ -30,36 +28,10 @@
 #include "memory/cache.hpp"
 #include "parallel/pool.hpp"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace normx {
 namespace {
-
-// A call of fewer elements is over sooner than the GIL could be handed to another thread and back.
-constexpr std::int64_t release_from = std::int64_t{1} << 14;
-
-struct Dtype {
-  const char* name;  // NumPy's
-  const char* tag;   // that of kernels.def
-  int type_num;      // -1: asked of ml_dtypes when it is needed
-  Storage storage;
-};
-constexpr Dtype dtypes[] = {{"float32", "f32", NPY_FLOAT, Storage::f32},
-                            {"float64", "f64", NPY_DOUBLE, Storage::f64},
-                            {"float16", "f16", NPY_HALF, Storage::f16},
-                            {"bfloat16", "bf16", -1, Storage::bf16}};
-
-template <class F> const Dtype* find_dtype(F&& is_it) {
-  const auto found = std::find_if(std::begin(dtypes), std::end(dtypes), is_it);
-  return found == std::end(dtypes) ? nullptr : found;
-}
-
-int type_number(const Dtype& dtype) {
-  if (dtype.type_num >= 0) return dtype.type_num;
-  const nb::object descr = nb::module_::import_("numpy").attr("dtype")(nb::module_::import_("ml_dtypes").attr(dtype.name));
-  return reinterpret_cast<PyArray_Descr*>(descr.ptr())->type_num;
-}
 
 const Dtype& dtype_of(PyArrayObject* a, const char* name) {
   const int type_num = PyArray_TYPE(a);
@@ -67,26 +39,6 @@ const Dtype& dtype_of(PyArrayObject* a, const char* name) {
   if (!dtype) throw nb::type_error((std::string(name) + ": an array of float16, bfloat16, float32 or float64 was wanted").c_str());
   return *dtype;
 }
-
-// Without the GIL for a while, if `wanted`. Where the interpreter ends meanwhile, taking the GIL ends the thread (Python 3.13 and
-// before): by unwinding its stack, which nb::gil_scoped_release and all of nanobind answer with std::terminate. This thread
-// waits for the end of the process instead, as it does in Python 3.14.
-class GilReleased {
- public:
-  explicit GilReleased(bool wanted) : state_(wanted ? PyEval_SaveThread() : nullptr) {}
-  GilReleased(const GilReleased&) = delete;
-  ~GilReleased() {
-    if (!state_) return;
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      for (;;) pause();
-    }
-  }
-
- private:
-  PyThreadState* const state_;
-};
 
 // "softmax_f32_reload__avx512" for every kernel of every target, made once: run() returns them without making a string.
 struct KernelLabels {
@@ -142,7 +94,7 @@ nb::object empty(const std::vector<npy_intp>& shape, nb::handle dtype) {
   return nb::steal(array);
 }
 
-class PyCall {
+class PyCall final : public Compiled {
  public:
   PyCall(std::string_view op, std::string_view dtype, std::vector<std::int64_t> shape, std::vector<int> axes, bool has_where,
          std::string_view empty, std::string_view algorithm)
@@ -173,6 +125,12 @@ class PyCall {
     return labels->of_target[static_cast<std::size_t>(ran.target - targets().data())][static_cast<std::size_t>(ran.kernel)];
   }
 
+  bool run_contiguous(const char* x, char* y, bool, Storage) const override {
+    call_.run_contiguous(x, y);
+    return true;
+  }
+  bool in_place() const override { return !call_.reduces(); }
+
  private:
   static const Dtype& known(std::string_view name) {
     if (const Dtype* dtype = find_dtype([&](const Dtype& d) { return name == d.name; })) return *dtype;
@@ -199,11 +157,11 @@ class PyCall {
 
 // A call of a row program. Its arrays are given by the names of their operands; what has a value per row is an array of doubles
 // with size 1 along the reduced axes, so that NumPy's own strides say it all.
-class PyRowsCall {
+class PyRowsCall final : public Compiled {
  public:
   PyRowsCall(std::string_view program, std::vector<std::int64_t> shape, std::vector<int> axes, bool backward, bool gives_up_empty,
              double softcap, std::vector<double> constants)
-      : call_(program, std::move(shape), std::move(axes), backward, gives_up_empty, softcap, std::move(constants)) {}
+      : axes_(axes), call_(program, std::move(shape), std::move(axes), backward, gives_up_empty, softcap, std::move(constants)) {}
 
   nb::str run(nb::handle x, nb::handle y, nb::handle flag, nb::handle where, nb::handle g, nb::handle temperature, nb::handle sink,
               const std::vector<nb::object>& parameters, nb::handle dtemperature, nb::handle dsink,
@@ -240,6 +198,30 @@ class PyRowsCall {
     return nb::str((std::string(call_.program().name) + "_rows__" + target->name).c_str());
   }
 
+  bool run_contiguous(const char* x, char* y, bool reduces, Storage storage) const override {
+    const int item = item_size(storage);
+    const std::size_t axes = call_.shape().size();
+    std::vector<std::ptrdiff_t> of_x(axes), of_row(axes), of_y(axes);
+    std::ptrdiff_t step = item, rows = 1;
+    for (std::size_t i = axes; i-- > 0; step *= call_.shape()[i]) {
+      of_x[i] = step;
+      if (std::find(axes_.begin(), axes_.end(), static_cast<int>(i)) != axes_.end()) continue;
+      of_row[i] = rows;
+      rows *= call_.shape()[i];
+    }
+    for (std::size_t i = 0; i < axes; ++i) of_y[i] = reduces ? of_row[i] * item : of_x[i];
+    std::vector<char> left(static_cast<std::size_t>(rows));
+    RowsOperand operands[operand::count];
+    operands[operand::x] = {const_cast<char*>(x), of_x.data()};
+    operands[operand::y] = {y, of_y.data()};
+    operands[operand::flag] = {left.data(), of_row.data()};
+    Storage storages[operand::count] = {};
+    storages[operand::x] = storages[operand::y] = storage;
+    call_.run(operands, storages, {});
+    return std::find(left.begin(), left.end(), 1) == left.end();
+  }
+  bool in_place() const override { return false; }  // who computes the rows that are left reads them again
+
  private:
   // An array with the axes of the call, and `more` of its own after them. Any dtype of scores if type_num is negative.
   RowsOperand of(nb::handle h, int type_num, const char* name, int more = 0) const {
@@ -256,6 +238,7 @@ class PyRowsCall {
     if (!fits) throw nb::value_error((std::string(name) + ": its shape is not the planned one").c_str());
     return {PyArray_BYTES(a), PyArray_STRIDES(a)};
   }
+  const std::vector<int> axes_;
   const RowsCall call_;
 };
 
@@ -356,12 +339,19 @@ NB_MODULE(_core, m) {
   m.def("set_cache_limit", &set_cache_limit, "size"_a);
   m.def("clear_cache", &clear_cache);
 
-  nb::class_<PyCall>(m, "Call", "One call of an op, planned for a shape. Immutable; any number of threads may run it.")
+  nb::class_<Compiled>(m, "Compiled", "A call that was planned.");
+  nb::class_<CallCache>(m, "CallCache", "Calls of a function on one type of arrays, kept by what their plans depend on.")
+      .def(nb::init<nb::type_object, std::vector<nb::object>, std::vector<nb::object>, std::vector<std::tuple<nb::object, nb::str, nb::object>>, std::vector<nb::str>>(),
+           "kind"_a, "context"_a, "watches"_a, "variables"_a, "marks"_a)
+      .def("run", &CallCache::run, "x"_a, "keywords"_a, "The result, as a call that was kept computes it; None if no one knows how.")
+      .def("keep", &CallCache::keep, "x"_a, "keywords"_a, "call"_a, "dtype"_a, "result_shape"_a, "Keep a call that computes such a result.");
+
+  nb::class_<PyCall, Compiled>(m, "Call", "One call of an op, planned for a shape. Immutable; any number of threads may run it.")
       .def(nb::init<std::string_view, std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, std::string_view, std::string_view>(),
            "op"_a, "dtype"_a, "shape"_a, "axes"_a, nb::kw_only(), "has_where"_a = false, "empty"_a = "zero", "algorithm"_a = "auto")
       .def("run", &PyCall::run, "x"_a, "out"_a, "where"_a = nb::none(), "Compute into out; x may be the address of contiguous scores. Returns the name of the kernel that ran.");
 
-  nb::class_<PyRowsCall>(m, "RowsCall", "One call of a row program, planned for a shape. Immutable; any number of threads may run it.")
+  nb::class_<PyRowsCall, Compiled>(m, "RowsCall", "One call of a row program, planned for a shape. Immutable; any number of threads may run it.")
       .def(nb::init<std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, bool, double, std::vector<double>>(), "program"_a,
            "shape"_a, "axes"_a, nb::kw_only(), "backward"_a = false, "gives_up_empty"_a = false, "softcap"_a = 0.0, "constants"_a = std::vector<double>{})
       .def("run", &PyRowsCall::run, "x"_a, "y"_a, "flag"_a, nb::kw_only(), "where"_a = nb::none(), "g"_a = nb::none(),
