@@ -511,19 +511,19 @@ def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
             plans.clear()
         plans[key] = bound
         if bound.prepared.direct and _chosen.get() is None:
-            _keep(name, bound, x, keywords)
+            _keep(name, bound, type(x), keywords)
     try:
         return bound.run(x, keywords)
     except NotOnHost:
         return _called_away(name, x, keywords)
 
 
-def _keep(name: str, bound: _Bound, x: Any, keywords: dict[str, Any]) -> None:
+def _keep(name: str, bound: _Bound, kind: type, keywords: dict[str, Any]) -> None:
     """Let the backend of a call answer the next one of its form by itself."""
-    kept, kind = _kept[name], type(x)
+    kept = _kept[name]
     by = backend(bound.backend)
     assert isinstance(by, Backend)
-    cache = by.remember(kept.get(kind), bound.prepared.plan, x, keywords, (_tracing, _chosen))
+    cache = by.remember(kept.get(kind), bound.prepared.plan, kind, keywords, (_tracing, _chosen))
     if cache is not None:
         kept[kind] = cache
 

@@ -296,14 +296,14 @@ class Backend(ABC):
         self,
         cache: CallCache | None,
         plan: Plan,
-        x: Array,
+        kind: type,
         keywords: dict[str, Any],
         context: tuple[ContextVar[Any], ...],
     ) -> CallCache | None:
         """Put a call that it took, with nothing around it, into a cache that answers the next one.
 
-        The cache is what was returned here the last time, for the same function and type.  It
-        answers while the variables of the context have something false, as they have now.
+        The cache is what was returned here the last time, for the same function and type of
+        arrays.  It answers while the variables of the context have something false.
         """
         return None
 

@@ -118,12 +118,12 @@ class NativeBackend(Backend):
         self,
         cache: CallCache | None,
         plan: Plan,
-        x: Array,
+        kind: type,
         keywords: dict[str, Any],
         context: tuple[ContextVar[Any], ...],
     ) -> CallCache | None:
-        exchange, kind = plan.library.exchange(), type(x)
-        if exchange is None or self.algorithm != "auto":
+        exchange = plan.library.exchange()
+        if exchange is None or self.algorithm != "auto" or 0 in plan.shape:
             return None
         if kind is not np.ndarray and not hasattr(kind, "__dlpack_c_exchange_api__"):
             return None
@@ -134,7 +134,7 @@ class NativeBackend(Backend):
         own = own or _core.CallCache(
             kind, context, exchange.watches, exchange.variables, exchange.marks
         )
-        own.keep(x, keywords, compiled, plan.dtype, plan.result_shape)
+        own.keep(keywords, compiled, plan.dtype, plan.shape, plan.result_shape)
         return own
 
     def _topk(self, plan: Plan, k: int) -> TopKCall | Refusal:

@@ -33,10 +33,10 @@ class CallCache:
     def run(self, x: Any, keywords: dict[str, Any]) -> Any: ...
     def keep(
         self,
-        x: Any,
         keywords: dict[str, Any],
         call: Compiled,
         dtype: str,
+        shape: tuple[int, ...],
         result_shape: tuple[int, ...],
     ) -> None: ...
 

@@ -76,24 +76,22 @@ class CallCache {
     return exchange_ ? fresh_of_exchange(*entry, a) : fresh_of_numpy(*entry, a, x);
   }
 
-  void keep(nb::handle x, nb::dict keywords, nb::object call, std::string_view dtype, std::vector<std::int64_t> result_shape) {
+  // Scores of that form lie side by side wherever the call is to be answered; those that it came with need not.
+  void keep(nb::dict keywords, nb::object call, std::string_view dtype, const std::vector<std::int64_t>& shape,
+            std::vector<std::int64_t> result_shape) {
     const Compiled* const compiled = nb::cast<const Compiled*>(call);
     const Dtype* const known = find_dtype([&](const Dtype& d) { return dtype == d.name; });
+    if (!known) throw nb::value_error("dtype: one that kernels have was wanted");
+    const auto product = [](const std::vector<std::int64_t>& v) { return std::accumulate(v.begin(), v.end(), std::int64_t{1}, std::multiplies<>{}); };
+    const int item = item_size(known->storage);
     Options options;
-    Array a;
-    if (!known || !options_of(keywords, options) || !is_plain(x) || !read(x, a)) return;
-    auto entry = std::make_shared<Entry>();
-    const auto product = [](auto begin, auto end) { return std::accumulate(begin, end, std::int64_t{1}, std::multiplies<>{}); };
-    entry->call = std::move(call);
-    entry->compiled = compiled;
-    entry->storage = known->storage;
-    entry->reduces = static_cast<int>(result_shape.size()) != a.ndim;
-    entry->elements = product(a.shape, a.shape + a.ndim);
-    if (!entry->elements) return;
-    entry->bytes = product(result_shape.begin(), result_shape.end()) * a.item;
-    entry->shape = std::move(result_shape);
+    if (shape.size() > most_axes || !product(shape) || !options_of(keywords, options)) return;
     std::int64_t words[most_words];
-    const std::span<const std::int64_t> key = key_of(a, options, words);
+    const std::int64_t code = exchange_ ? code_of(known->storage == Storage::bf16 ? dlpack::bfloat : dlpack::floating, 8 * item) : type_number(*known);
+    const std::span<const std::int64_t> key = key_of(code, shape, options, words);
+    const bool reduces = result_shape.size() != shape.size();
+    const std::int64_t bytes = product(result_shape) * item;
+    auto entry = std::make_shared<const Entry>(Entry{std::move(call), compiled, known->storage, reduces, product(shape), bytes, std::move(result_shape)});
     const nb::ft_lock_guard guard(mutex_);
     if (entries_.size() >= most_entries) entries_.clear();
     entries_.insert_or_assign({key.begin(), key.end()}, std::move(entry));
@@ -114,8 +112,8 @@ class CallCache {
   };
   struct Array {
     char* data;
-    const std::int64_t* shape;
-    int ndim, item;
+    std::span<const std::int64_t> shape;
+    int item;
     std::int64_t dtype;
     dlpack::DataType dlpack_dtype;
   };
@@ -211,10 +209,11 @@ class CallCache {
     if (reinterpret_cast<PyObject*>(Py_TYPE(h.ptr())) != kind_.ptr()) return false;
     if (!exchange_) {
       PyArrayObject* const array = reinterpret_cast<PyArrayObject*>(h.ptr());
-      if (!PyArray_ISCARRAY_RO(array)) return false;
+      if (!PyArray_ISCARRAY_RO(array) || PyArray_NDIM(array) > most_axes) return false;
       static_assert(sizeof(npy_intp) == sizeof(std::int64_t));
-      a = {PyArray_BYTES(array), reinterpret_cast<const std::int64_t*>(PyArray_DIMS(array)), PyArray_NDIM(array),
-           static_cast<int>(PyArray_ITEMSIZE(array)), PyArray_TYPE(array), {}};
+      const auto shape = reinterpret_cast<const std::int64_t*>(PyArray_DIMS(array));
+      a = {PyArray_BYTES(array), {shape, static_cast<std::size_t>(PyArray_NDIM(array))}, static_cast<int>(PyArray_ITEMSIZE(array)),
+           PyArray_TYPE(array), {}};
       return true;
     }
     dlpack::Tensor t;
@@ -228,20 +227,24 @@ class CallCache {
       if (t.shape[i] != 1 && t.strides[i] != step) return false;
       step *= t.shape[i];
     }
-    a = {static_cast<char*>(t.data) + t.byte_offset, t.shape, t.ndim, t.dtype.bits / 8, t.dtype.code << 8 | t.dtype.bits, t.dtype};
+    a = {static_cast<char*>(t.data) + t.byte_offset, {t.shape, static_cast<std::size_t>(t.ndim)}, t.dtype.bits / 8,
+         code_of(t.dtype.code, t.dtype.bits), t.dtype};
     return true;
   }
 
-  static std::span<const std::int64_t> key_of(const Array& a, const Options& options, std::int64_t (&words)[most_words]) {
-    words[0] = a.dtype;
+  static std::int64_t code_of(std::uint8_t code, int bits) { return code << 8 | bits; }
+
+  static std::span<const std::int64_t> key_of(std::int64_t dtype, std::span<const std::int64_t> shape, const Options& options,
+                                              std::int64_t (&words)[most_words]) {
+    words[0] = dtype;
     words[1] = options.axis;
-    std::copy_n(a.shape, a.ndim, words + 2);
-    return {words, static_cast<std::size_t>(a.ndim) + 2};
+    std::copy(shape.begin(), shape.end(), words + 2);
+    return {words, shape.size() + 2};
   }
 
   std::shared_ptr<const Entry> find(const Array& a, const Options& options) {
     std::int64_t words[most_words];
-    const std::span<const std::int64_t> key = key_of(a, options, words);
+    const std::span<const std::int64_t> key = key_of(a.dtype, a.shape, options, words);
     const nb::ft_lock_guard guard(mutex_);
     const auto found = entries_.find(key);
     return found == entries_.end() ? nullptr : found->second;
@@ -254,7 +257,7 @@ class CallCache {
 
   nb::object run_into(const Entry& entry, const Array& a, PyObject* out) const {
     Array b;
-    if (!read(out, b) || b.dtype != a.dtype || !std::ranges::equal(entry.shape, std::span(b.shape, static_cast<std::size_t>(b.ndim)))) return nb::none();
+    if (!read(out, b) || b.dtype != a.dtype || !std::ranges::equal(entry.shape, b.shape)) return nb::none();
     if (exchange_ ? is_marked(out) : !PyArray_ISWRITEABLE(reinterpret_cast<PyArrayObject*>(out))) return nb::none();
     const std::less<const char*> before;
     const bool apart = !before(b.data, a.data + entry.elements * a.item) || !before(a.data, b.data + entry.bytes);

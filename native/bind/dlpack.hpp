@@ -13,7 +13,8 @@ struct Version {
   std::uint32_t major, minor;
 };
 constexpr Version version{1, 3};
-constexpr std::int32_t cpu = 1;  // of device types
+constexpr std::int32_t cpu = 1;                   // of device types
+constexpr std::uint8_t floating = 2, bfloat = 4;  // of codes
 
 struct Device {
   std::int32_t type, id;

@@ -344,7 +344,7 @@ NB_MODULE(_core, m) {
       .def(nb::init<nb::type_object, std::vector<nb::object>, std::vector<nb::object>, std::vector<std::tuple<nb::object, nb::str, nb::object>>, std::vector<nb::str>>(),
            "kind"_a, "context"_a, "watches"_a, "variables"_a, "marks"_a)
       .def("run", &CallCache::run, "x"_a, "keywords"_a, "The result, as a call that was kept computes it; None if no one knows how.")
-      .def("keep", &CallCache::keep, "x"_a, "keywords"_a, "call"_a, "dtype"_a, "result_shape"_a, "Keep a call that computes such a result.");
+      .def("keep", &CallCache::keep, "keywords"_a, "call"_a, "dtype"_a, "shape"_a, "result_shape"_a, "Keep a call for scores of a form.");
 
   nb::class_<PyCall, Compiled>(m, "Call", "One call of an op, planned for a shape. Immutable; any number of threads may run it.")
       .def(nb::init<std::string_view, std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, std::string_view, std::string_view>(),
