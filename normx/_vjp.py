@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from normx._dispatch import _arrive, choose_gradient, library_of, traced
 from normx._errors import described, wrong
-from normx._plan import FLOATS, INTEGERS, Plan, Prepared, prepare
-from normx._record import record_of
-from normx.plugins import NotOnHost, dtype_name
+from normx._plan import FLOATS, INTEGERS, TEMPERATURE, Plan, Prepared, prepare
+from normx._record import Record, record_of
+from normx.plugins import Library, NotOnHost, dtype_name
 
 Array = Any
 
@@ -56,15 +56,34 @@ def vjp(
     if own is not None:  # functions that are no records bring their own
         return cast(tuple[Any, Callable[[Any], dict[str, Any]]], own(x, *args, **params))
     record = record_of(f)
-    if args:
-        raise TypeError(f"normx.vjp: {record.name} takes one array; keywords come by name")
+    check(record, args, params)
     library, x = _arrive(record, x)
-    if params.get("out") is not None:
-        raise wrong(TypeError, "vjp", "out", "given", "absent", "the result is returned")
     again = params
     if "rng" in params:  # the pullback is that of the same noise
         again = {**params, "rng": library.copy_of_rng(params["rng"])}
     y = record.function(x, **params)
+    return y, pullback_of(record, x, y, again)
+
+
+def check(record: Record, args: tuple[Any, ...], params: Mapping[str, Any]) -> None:
+    """Refuse what a function takes and its gradients do not."""
+    if args:
+        raise TypeError(f"normx.vjp: {record.name} takes one array; keywords come by name")
+    if params.get("out") is not None:
+        raise wrong(TypeError, "vjp", "out", "given", "absent", "the result is returned")
+
+
+def names_of(record: Record, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """What has a gradient: the scores, and the numeric keywords that were passed."""
+    named = (parameter.name for parameter in (*record.parameters, TEMPERATURE))
+    return ("x", *(name for name in named if params.get(name) is not None))
+
+
+def pullback_of(
+    record: Record, x: Array, y: Any, params: Mapping[str, Any]
+) -> Callable[[Any], dict[str, Any]]:
+    """The vector-Jacobian product of a call with the result `y`; a source of noise is copied."""
+    library = cast(Library, library_of(x))
     shape_of_y = tuple(y.shape) if hasattr(y, "shape") else None
     prepared = prepare(record, library, x, params, library_of, keep_neutral=True)
     plan = prepared.plan
@@ -76,7 +95,7 @@ def vjp(
             f"{record.name} with complex numbers or a sign",
             "a real function",
         )
-    passed = {name: params[name] for name in plan.parameters if name in params}
+    passed = {name: params[name] for name in names_of(record, params) if name != "x"}
     # The result as the backend returned it, if nothing was done to it afterwards.
     same = y is not None and not prepared.expand and library.has_dtype(y, plan.dtype)
     result = y if same and shape_of_y == plan.result_shape else None
@@ -95,7 +114,7 @@ def vjp(
                 described(dy),
                 f"a real array of {library.name} of shape {shape_of_y}",
             )
-        scores, where, arrays = _arguments(prepared, x, again)
+        scores, where, arrays = _arguments(prepared, x, params)
         if 0 in plan.shape:
             return of_nothing(plan, x, passed)
         xp = library.namespace()
@@ -110,7 +129,8 @@ def vjp(
             gradients, kernel = other(scores, where, arrays, result, dy)
         for name in passed.keys() - gradients.keys():  # a threshold, say, has gradient 0
             gradients[name] = xp.zeros_like(gradients["x"])
-        traced(f"vjp({record.name})", who, kernel)
+        if kernel:
+            traced(f"vjp({record.name})", who, kernel)
         return {
             name: shaped_as(
                 library,
@@ -123,7 +143,7 @@ def vjp(
             if name == "x" or name in passed
         }
 
-    return y, pullback
+    return pullback
 
 
 def _arguments(

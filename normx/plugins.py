@@ -444,7 +444,10 @@ class Library(ABC):
         return call
 
     def entered_gradient(self, plan: Plan, backend: str, pullback: Pullback) -> Pullback:
-        """The same for gradients, for `normx.vjp`; those of the reference come here too."""
+        """The same for gradients, for `normx.vjp`; those of the reference come here too.
+
+        Those of parameters may be summed already over the axes along which these were broadcast.
+        """
         return pullback
 
     def explained(self, plan: Plan, x: Array) -> str:

@@ -14,8 +14,8 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from normx._libraries import ArrayAPILibrary, folds, numpy_library
-from normx._plan import Plan
-from normx.plugins import Call, Exchange, Fused, dtype_name
+from normx._plan import NARROW, Plan
+from normx.plugins import Call, Exchange, Fused, Pullback, dtype_name
 from normx_torch import _compiler, _ops
 
 Array = Any
@@ -126,6 +126,34 @@ class TorchLibrary(ArrayAPILibrary):
 
         return either
 
+    def entered_gradient(self, plan: Plan, backend: str, pullback: Pullback) -> Pullback:
+        if backend == "reference":  # operations of torch already
+            return pullback
+
+        def either(
+            x: Array,
+            where: Array | None,
+            parameters: Mapping[str, Any],
+            y: Array | None,
+            dy: Array,
+        ) -> tuple[dict[str, Array], str]:
+            arrays = [a for a in (x, where, dy, *parameters.values()) if isinstance(a, Tensor)]
+            if all(map(self.is_concrete, arrays)):
+                return pullback(x, where, parameters, y, dy)
+            tensors = {
+                name: value
+                if isinstance(value, Tensor)
+                else self.full((1,) * x.ndim, value, _precision(plan.dtype), x)
+                for name, value in parameters.items()
+            }
+            form = _ops.form_of(plan, backend, tensors)
+            if y is None:
+                y = _ops.call(form, x, where, *tensors.values())
+            dx, *others = _ops.pullback(form, x, where, *tensors.values(), y, dy)
+            return {"x": dx, **dict(zip(tensors, others, strict=True))}, ""
+
+        return either
+
     def fused(self, what: Fused, x: Any) -> tuple[Any, ...] | None:
         if type(x) not in _ops.PLAIN or x.is_meta or _ops.watched():
             return None
@@ -201,6 +229,11 @@ class TorchLibrary(ArrayAPILibrary):
             return tuple(map(self.number, value))
         plain = _SYMBOLS.get(type(value))
         return value if plain is None else plain(value)
+
+
+def _precision(dtype: str) -> str:
+    """The dtype of parameters beside scores of a dtype."""
+    return "float32" if dtype in NARROW else dtype
 
 
 def _reach(x: Tensor) -> tuple[int, int]:

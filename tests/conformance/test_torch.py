@@ -423,6 +423,53 @@ def test_out_in_a_compiled_function():
     assert torch.equal(own, normx.softmax(x))
 
 
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
+def test_pullbacks_are_compiled(record):
+    if record.random or record.vjp is None:
+        pytest.skip("has noise, or no gradient")
+    x, t = rows(1), torch.tensor([[0.7], [1.5], [2.0]], dtype=torch.float64)
+    for options in ({}, {"temperature": 2.0}, {"temperature": t}):
+        passed = {**record.example, **options}
+        if not passed.keys() <= record.keywords.keys():
+            continue
+
+        def f(x, dy, passed=passed):
+            y, pullback = normx.vjp(record.function, x, axis=-1, **passed)
+            return y, pullback(dy)
+
+        dy = torch.cos(record.function(x, axis=-1, **passed))
+        torch.compiler.reset()
+        with normx.trace() as ran:
+            y, gradients = torch.compile(f, backend="aot_eager", fullgraph=True)(x, dy)
+        want_y, want = f(x, dy)
+        assert torch.equal(y, want_y) and gradients.keys() == want.keys()
+        assert {event.backend for event in ran} == {"native"}
+        for name, gradient in want.items():
+            torch.testing.assert_close(gradients[name], gradient)
+
+
+def test_pullbacks_in_a_compiled_function_refuse_what_they_refuse():
+    x = rows(1)
+    torch.compiler.reset()
+    f = torch.compile(lambda x: normx.vjp(normx.softmax, x, out=x), backend="aot_eager")
+    with pytest.raises(TypeError, match="`out` must be absent"):
+        f(x)
+    f = torch.compile(lambda x: normx.vjp(normx.softmax, x)[1](x[:1]), backend="aot_eager")
+    with pytest.raises(Exception, match="`dy` must be a real array"):
+        f(x)
+
+
+def test_pullbacks_are_mapped():
+    x, dy = torch.randn(5, 3, 4), torch.randn(5, 3, 4)
+
+    def pull(x, dy):
+        return normx.vjp(normx.softmax, x, temperature=2.0)[1](dy)
+
+    got, want = torch.func.vmap(pull)(x, dy), pull(x, dy)
+    torch.testing.assert_close(got["x"], want["x"])
+    torch.testing.assert_close(got["temperature"].sum(), want["temperature"])
+
+
 def test_the_older_mapping_is_refused_by_name():
     x = rows(requires_grad=True)
     with pytest.raises(NotImplementedError, match=r"torch\.func has"):
