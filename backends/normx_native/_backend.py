@@ -69,7 +69,8 @@ class NativeBackend(Backend):
         return _host.on_host(plan, self.forward, wrap)
 
     def gradient(self, plan: Plan) -> Pullback | Refusal:
-        return _host.on_host(plan, _vjp.backward, _host.backward)
+        wrap = _host.backward_at if _vjp.takes(plan) else _host.backward
+        return _host.on_host(plan, _vjp.backward, wrap)
 
     def topk(self, plan: Plan, k: int) -> TopKCall | Refusal:
         return _host.on_host(plan, lambda here, _: self._topk(here, k), _host.topk)

@@ -103,6 +103,30 @@ def backward(plan: Plan, pullback: Pullback) -> Pullback:
     return on_views
 
 
+def backward_at(plan: Plan, pullback: Pullback) -> Pullback:
+    """As `backward`, for a kernel that reads contiguous scores, results and cotangents."""
+    library = plan.library
+    on_views = backward(plan, pullback)
+    address, adopt = library.host_address, library.host_adopt
+
+    def at_address(
+        x: Array,
+        where: Array | None,
+        parameters: Mapping[str, Any],
+        y: Array | None,
+        dy: Array,
+    ) -> tuple[dict[str, Array], str]:
+        if y is not None and x.dtype == dy.dtype == y.dtype:
+            places = address(x), address(y), address(dy)
+            if None not in places:
+                of_x, of_y, of_dy = places
+                gradients, label = pullback(of_x, None, parameters, of_y, of_dy)
+                return {"x": adopt(gradients["x"])}, label
+        return on_views(x, where, parameters, y, dy)
+
+    return at_address
+
+
 def topk(plan: Plan, call: TopKCall) -> TopKCall:
     """A search in NumPy's arrays as one in a library's."""
     library = plan.library

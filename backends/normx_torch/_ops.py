@@ -168,13 +168,17 @@ def _shaped(
     plan: Plan, form: Form, gradients: Mapping[str, Tensor], x: Tensor, tensors: Sequence[Tensor]
 ) -> list[Tensor]:
     """The gradients in the order, shapes and dtypes of what they belong to."""
-    xp = plan.library.namespace()
-    return [
-        shaped_as(plan.library, xp, gradients[name], of, dtype_name(of.dtype))
-        if name in gradients
-        else torch.zeros_like(of)  # a keyword without a gradient
-        for name, of in zip(("x", *form.tensors), (x, *tensors), strict=True)
-    ]
+
+    def shaped(name: str, of: Tensor) -> Tensor:
+        gradient = gradients.get(name)
+        if gradient is None:
+            return torch.zeros_like(of)  # a keyword without a gradient
+        if gradient.shape == of.shape and gradient.dtype == of.dtype:
+            return gradient
+        xp = plan.library.namespace()
+        return cast(Tensor, shaped_as(plan.library, xp, gradient, of, dtype_name(of.dtype)))
+
+    return [shaped(name, of) for name, of in zip(("x", *form.tensors), (x, *tensors), strict=True)]
 
 
 # ----------------------------------------------------------------------- differentiation

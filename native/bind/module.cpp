@@ -271,27 +271,30 @@ nb::str topk(nb::handle x, nb::handle values, nb::handle indices) {
   return nb::str((std::string("softmax_topk_") + dtype.tag + "__" + target->name).c_str());
 }
 
-// Rows are as long as their last axis says: what has others is reshaped by the caller.
+// Rows are as long as their last axis says: what has others is reshaped by the caller. x, y and dy may be addresses, as in a call.
 nb::str vjp(std::string_view function, nb::handle x, nb::handle y, nb::handle dy, nb::handle dx) {
   const int which = find_vjp(function);
   if (which < 0) throw nb::value_error("function: one of vjps was wanted");
-  const nb::handle handles[] = {x, y, dy, dx};
-  PyArrayObject* a[4];
-  for (int i = 0; i < 4; ++i) {
-    a[i] = reinterpret_cast<PyArrayObject*>(handles[i].ptr());
-    const bool is_one = PyArray_Check(handles[i].ptr()) && PyArray_IS_C_CONTIGUOUS(a[i]) && PyArray_ISALIGNED(a[i]) && PyArray_ISNOTSWAPPED(a[i]);
-    if (!is_one || PyArray_NDIM(a[i]) != 2 || !PyArray_SAMESHAPE(a[i], a[0]) || PyArray_TYPE(a[i]) != PyArray_TYPE(a[0])) {
+  PyArrayObject* const result = reinterpret_cast<PyArrayObject*>(dx.ptr());
+  const auto place = [result](nb::handle h) -> char* {
+    if (PyLong_CheckExact(h.ptr())) return static_cast<char*>(PyLong_AsVoidPtr(h.ptr()));
+    PyArrayObject* const a = reinterpret_cast<PyArrayObject*>(h.ptr());
+    const bool is_one = PyArray_Check(h.ptr()) && PyArray_IS_C_CONTIGUOUS(a) && PyArray_ISALIGNED(a) && PyArray_ISNOTSWAPPED(a);
+    if (!is_one || PyArray_NDIM(a) != 2 || !PyArray_SAMESHAPE(a, result) || PyArray_TYPE(a) != PyArray_TYPE(result)) {
       throw nb::type_error("x, y, dy, dx: contiguous matrices of one shape and dtype were wanted");
     }
-  }
-  const int type = PyArray_TYPE(a[0]);
+    return PyArray_BYTES(a);
+  };
+  if (!PyArray_Check(dx.ptr())) throw nb::type_error("dx: an array was wanted");
+  char* const to = place(dx);
+  const char *const of_x = place(x), *const of_y = place(y), *const of_dy = place(dy);
+  const int type = PyArray_TYPE(result);
   if (type != NPY_FLOAT && type != NPY_DOUBLE) throw nb::type_error("x: float32 or float64 was wanted");
-  if (!PyArray_ISWRITEABLE(a[3])) throw nb::value_error("dx: the array is read-only");
+  if (!PyArray_ISWRITEABLE(result)) throw nb::value_error("dx: the array is read-only");
   const Target* target;
   {
-    const GilReleased released(PyArray_SIZE(a[0]) >= release_from);
-    target = &run_vjp(which, type == NPY_DOUBLE, {PyArray_BYTES(a[0]), PyArray_BYTES(a[1]), PyArray_BYTES(a[2]), PyArray_BYTES(a[3]), PyArray_DIM(a[0], 1), false},
-                      PyArray_DIM(a[0], 0));
+    const GilReleased released(PyArray_SIZE(result) >= release_from);
+    target = &run_vjp(which, type == NPY_DOUBLE, {of_x, of_y, of_dy, to, PyArray_DIM(result, 1), false}, PyArray_DIM(result, 0));
   }
   return nb::str((std::string(function) + (type == NPY_DOUBLE ? "_f64_vjp__" : "_f32_vjp__") + target->name).c_str());
 }
