@@ -63,7 +63,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
     ) -> tuple[dict[str, Array], str]:
         if type(x) is int:  # addresses of what lies in order
             dx = empty(plan.shape, dtype)
-            return {"x": dx}, run(plan.record.name, x, y, dy, dx.reshape(rows))
+            return {"x": dx}, run(_function(plan), x, y, dy, dx.reshape(rows))
         given = [x, dy] if y is None else [x, y, dy]
         if y is None or dy.dtype != dtype or not all(lies_in_order(a) for a in given):
             return from_scores(x, where, parameters, y, dy)

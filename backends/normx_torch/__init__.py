@@ -137,20 +137,22 @@ class TorchLibrary(ArrayAPILibrary):
             y: Array | None,
             dy: Array,
         ) -> tuple[dict[str, Array], str]:
-            arrays = [a for a in (x, where, dy, *parameters.values()) if isinstance(a, Tensor)]
-            if all(map(self.is_concrete, arrays)):
+            # Noise is as plain as the scores, and had better not be drawn to find that out.
+            given = (parameters[name] for name in parameters if name != "uniform")
+            tensors = [a for a in (x, where, dy, *given) if isinstance(a, Tensor)]
+            if all(map(self.is_concrete, tensors)):
                 return pullback(x, where, parameters, y, dy)
-            tensors = {
+            others = {
                 name: value
                 if isinstance(value, Tensor)
                 else self.full((1,) * x.ndim, value, _precision(plan.dtype), x)
                 for name, value in parameters.items()
             }
-            form = _ops.form_of(plan, backend, tensors)
+            form = _ops.form_of(plan, backend, others)
             if y is None:
-                y = _ops.call(form, x, where, *tensors.values())
-            dx, *others = _ops.pullback(form, x, where, *tensors.values(), y, dy)
-            return {"x": dx, **dict(zip(tensors, others, strict=True))}, ""
+                y = _ops.call(form, x, where, *others.values())
+            dx, *rest = _ops.pullback(form, x, where, *others.values(), y, dy)
+            return {"x": dx, **dict(zip(others, rest, strict=True))}, ""
 
         return either
 
