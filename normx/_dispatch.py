@@ -509,6 +509,7 @@ def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
         plans = _plans[name]
         if len(plans) >= _PLANS_KEPT:
             plans.clear()
+            _kept[name].clear()
         plans[key] = bound
         if bound.prepared.direct and _chosen.get() is None:
             _keep(name, bound, type(x), keywords)
