@@ -511,7 +511,7 @@ def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
             plans.clear()
             _kept[name].clear()
         plans[key] = bound
-        if bound.prepared.direct and _chosen.get() is None:
+        if bound.prepared.numbers is not None and _chosen.get() is None:
             _keep(name, bound, type(x), keywords)
     try:
         return bound.run(x, keywords)
@@ -522,9 +522,9 @@ def called(name: str, key: Any, x: Any, keywords: Mapping[str, Any]) -> Any:
 def _keep(name: str, bound: _Bound, kind: type, keywords: dict[str, Any]) -> None:
     """Let the backend of a call answer the next one of its form by itself."""
     kept = _kept[name]
-    by = backend(bound.backend)
-    assert isinstance(by, Backend)
-    cache = by.remember(kept.get(kind), bound.prepared.plan, kind, keywords, (_tracing, _chosen))
+    by, plan, numbers = backend(bound.backend), bound.prepared.plan, bound.prepared.numbers
+    assert isinstance(by, Backend) and numbers is not None
+    cache = by.remember(kept.get(kind), plan, numbers, kind, keywords, (_tracing, _chosen))
     if cache is not None:
         kept[kind] = cache
 

@@ -105,6 +105,7 @@ class Prepared:
         "_shape",
         "direct",
         "expand",
+        "numbers",
         "plan",
     )
 
@@ -127,13 +128,16 @@ class Prepared:
         self._constants = constants
         self._shape = plan.shape[:-1] if expand else plan.shape
         self._parameter_dtype = "float32" if plan.dtype in NARROW else plan.dtype
-        #: Nothing surrounds the backend: hand over x (and `out`), return what comes back.
-        self.direct = not (
-            expand or cast or checks or constants or plan.parameters or keepdims
+        bare = not (
+            expand or cast or checks or keepdims
             or plan.where is not None or result_dtype != plan.dtype or plan.dtype in COMPLEX
             or plan.record.random or plan.constants.get("return_sign")
             or not plan.result_shape
         )  # fmt: skip
+        #: The parameters where they are numbers, and nothing else surrounds the backend.
+        self.numbers = constants if bare and plan.parameters <= constants.keys() else None
+        #: Nothing surrounds the backend: hand over x (and `out`), return what comes back.
+        self.direct = bare and not (constants or plan.parameters)
 
     def arguments(
         self, x: Array, keywords: Mapping[str, Any], *, draws: bool = True

@@ -296,12 +296,14 @@ class Backend(ABC):
         self,
         cache: CallCache | None,
         plan: Plan,
+        numbers: Mapping[str, float],
         kind: type,
         keywords: dict[str, Any],
         context: tuple[ContextVar[Any], ...],
     ) -> CallCache | None:
         """Put a call that it took, with nothing around it, into a cache that answers the next one.
 
+        All of the plan's parameters are `numbers`, and what it was made of are the keywords.
         The cache is what was returned here the last time, for the same function and type of
         arrays.  It answers while the variables of the context have something false.
         """

@@ -119,6 +119,7 @@ class NativeBackend(Backend):
         self,
         cache: CallCache | None,
         plan: Plan,
+        numbers: Mapping[str, float],
         kind: type,
         keywords: dict[str, Any],
         context: tuple[ContextVar[Any], ...],
@@ -128,7 +129,7 @@ class NativeBackend(Backend):
             return None
         if kind is not np.ndarray and not hasattr(kind, "__dlpack_c_exchange_api__"):
             return None
-        compiled = self._compiled(plan) if self.has_kernel(plan) else _rows.compiled(plan)
+        compiled = self._compiled(plan) if self.has_kernel(plan) else _rows.compiled(plan, numbers)
         if compiled is None:
             return None
         own = cache if isinstance(cache, _core.CallCache) else None

@@ -74,6 +74,7 @@ class RowsCall(Compiled):
         gives_up_empty: bool = False,
         softcap: float = 0.0,
         constants: list[float] = ...,
+        numbers: list[float | None] = ...,
     ) -> None: ...
     def run(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -69,10 +69,16 @@ def forward(plan: Plan, home: Library) -> Call | Refusal:
     return call
 
 
-def compiled(plan: Plan) -> Any:
-    """The row program of a plan without operands besides the scores, or None."""
+def compiled(plan: Plan, numbers: Mapping[str, float]) -> Any:
+    """The row program of a plan whose parameters are these numbers, or None."""
     found = program_of(plan)
-    return None if isinstance(found, Refusal) or plan.parameters else _call(plan, found)
+    if isinstance(found, Refusal):
+        return None
+    names = ("temperature", *found.parameters)
+    if not plan.parameters <= set(names):
+        return None
+    given = [_number(plan, numbers[name]) if name in numbers else None for name in names]
+    return _call(plan, found, numbers=given)
 
 
 def backward(plan: Plan, home: Library) -> Pullback | Refusal:
@@ -167,11 +173,23 @@ def options(plan: Plan, program: Program, *, backward: bool) -> dict[str, Any]:
     }
 
 
-def _call(plan: Plan, program: Program, *, backward: bool = False) -> Any:
+def _call(
+    plan: Plan,
+    program: Program,
+    *,
+    backward: bool = False,
+    numbers: Sequence[float | None] = (),
+) -> Any:
     from normx_native import _core
 
     chosen = options(plan, program, backward=backward)
-    return _core.RowsCall(program.name, plan.shape, plan.axis, **chosen)
+    return _core.RowsCall(program.name, plan.shape, plan.axis, numbers=list(numbers), **chosen)
+
+
+def _number(plan: Plan, value: float) -> float:
+    """A number has the precision of the scores, as everywhere."""
+    narrow = plan.dtype in (*NARROW, "float32")
+    return float(np.float32(value) if narrow else value)
 
 
 def _entries(value: Any) -> Iterable[Any]:
@@ -217,9 +235,7 @@ class _Rows:
     def _doubles(self, value: Any) -> Array:
         if hasattr(value, "shape"):
             return np.asarray(value, np.float64)
-        # A number has the precision of the scores, as everywhere.
-        narrow = self.plan.dtype in (*NARROW, "float32")
-        return np.float64(np.float32(value) if narrow else value)
+        return np.float64(_number(self.plan, value))
 
     def _sink(self) -> Array | None:
         """The sinks of each row side by side, on an axis of their own after those of the scores."""

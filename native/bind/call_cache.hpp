@@ -8,16 +8,16 @@
 // blocks of ours, handed over with what frees them: 0.26 us for torch, where its own allocator and the same way back take 0.54
 // and torch.empty_like 0.59.
 //
-// It answers None for everything else: what is not contiguous in host memory, other keywords than axis and out, an `out` that
-// does not fit or shares memory, results so large that their memory matters, rows that a program leaves to the formula. The
+// It answers None for everything else: what is not contiguous in host memory, keywords that are arrays, an `out` that does
+// not fit or shares memory, results so large that their memory matters, rows that a program leaves to the formula. The
 // dispatcher does these, and refuses what is wrong.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <new>
 #include <numeric>
@@ -101,12 +101,14 @@ class CallCache {
   // 4 MiB on.
   static constexpr std::int64_t large = std::int64_t{1} << 22;
   static constexpr int most_axes = 64;
-  static constexpr int most_words = most_axes + 2;
-  static constexpr std::int64_t no_axis = std::numeric_limits<std::int64_t>::min();
+  static constexpr int most_keywords = 8;
+  static constexpr int most_words = 2 + most_axes + 3 * most_keywords;
 
+  // Keywords with numbers and such, three words for each.
   struct Options {
-    std::int64_t axis = no_axis;
     PyObject* out = nullptr;
+    int count = 0;
+    std::int64_t words[3 * most_keywords];
   };
   struct Array {
     char* data;
@@ -181,20 +183,29 @@ class CallCache {
     return std::ranges::all_of(watches_, [](const nb::object& watch) { return is_false(PyObject_CallNoArgs(watch.ptr())); });
   }
 
-  // False for what plans may depend on besides.
+  // False for other values than plans are kept by as they are. Names and strings are words by their hashes, of 64 bits.
   static bool options_of(nb::handle keywords, Options& options) {
-    static PyObject* const axis = PyUnicode_InternFromString("axis");
     static PyObject* const out = PyUnicode_InternFromString("out");
-    const auto named = [](PyObject* word, PyObject* name) { return word == name || PyUnicode_Compare(word, name) == 0; };
-    PyObject *word, *value;
-    for (Py_ssize_t at = 0; PyDict_Next(keywords.ptr(), &at, &word, &value);) {
-      if (named(word, axis)) {
-        int overflow = 0;
-        if (!PyLong_CheckExact(value)) return false;
-        options.axis = PyLong_AsLongLongAndOverflow(value, &overflow);
-        if (overflow || options.axis == no_axis) return false;
-      } else if (named(word, out)) {
+    PyObject *name, *value;
+    for (Py_ssize_t at = 0; PyDict_Next(keywords.ptr(), &at, &name, &value);) {
+      if (name == out || PyUnicode_Compare(name, out) == 0) {
         if (value != Py_None) options.out = value;
+        continue;
+      }
+      if (options.count == most_keywords) return false;
+      std::int64_t* const words = options.words + 3 * options.count++;
+      words[0] = PyObject_Hash(name);
+      words[1] = reinterpret_cast<std::intptr_t>(Py_TYPE(value));
+      if (PyFloat_CheckExact(value)) {
+        words[2] = std::bit_cast<std::int64_t>(PyFloat_AS_DOUBLE(value));
+      } else if (PyLong_CheckExact(value) || PyBool_Check(value)) {
+        int overflow = 0;
+        words[2] = PyLong_AsLongLongAndOverflow(value, &overflow);
+        if (overflow) return false;
+      } else if (PyUnicode_CheckExact(value)) {
+        words[2] = PyObject_Hash(value);
+      } else if (value == Py_None) {
+        words[2] = 0;
       } else {
         return false;
       }
@@ -235,9 +246,9 @@ class CallCache {
   static std::span<const std::int64_t> key_of(std::int64_t dtype, std::span<const std::int64_t> shape, const Options& options,
                                               std::int64_t (&words)[most_words]) {
     words[0] = dtype;
-    words[1] = options.axis;
-    std::copy(shape.begin(), shape.end(), words + 2);
-    return {words, shape.size() + 2};
+    words[1] = static_cast<std::int64_t>(shape.size());
+    const auto end = std::copy_n(options.words, 3 * options.count, std::copy(shape.begin(), shape.end(), words + 2));
+    return {words, end};
   }
 
   std::shared_ptr<const Entry> find(const Array& a, const Options& options) {

@@ -4,6 +4,7 @@
 // PyObject_GetBuffer would take, and bfloat16 arrays (ml_dtypes) have no buffer at all.
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -160,8 +162,10 @@ class PyCall final : public Compiled {
 class PyRowsCall final : public Compiled {
  public:
   PyRowsCall(std::string_view program, std::vector<std::int64_t> shape, std::vector<int> axes, bool backward, bool gives_up_empty,
-             double softcap, std::vector<double> constants)
-      : axes_(axes), call_(program, std::move(shape), std::move(axes), backward, gives_up_empty, softcap, std::move(constants)) {}
+             double softcap, std::vector<double> constants, std::vector<std::optional<double>> numbers)
+      : axes_(axes), numbers_(std::move(numbers)), call_(program, std::move(shape), std::move(axes), backward, gives_up_empty, softcap, std::move(constants)) {
+    if (numbers_.size() > 5) throw nb::value_error("more than four parameters");
+  }
 
   nb::str run(nb::handle x, nb::handle y, nb::handle flag, nb::handle where, nb::handle g, nb::handle temperature, nb::handle sink,
               const std::vector<nb::object>& parameters, nb::handle dtemperature, nb::handle dsink,
@@ -201,7 +205,7 @@ class PyRowsCall final : public Compiled {
   bool run_contiguous(const char* x, char* y, bool reduces, Storage storage) const override {
     const int item = item_size(storage);
     const std::size_t axes = call_.shape().size();
-    std::vector<std::ptrdiff_t> of_x(axes), of_row(axes), of_y(axes);
+    std::vector<std::ptrdiff_t> of_x(axes), of_row(axes), of_y(axes), of_all(axes);
     std::ptrdiff_t step = item, rows = 1;
     for (std::size_t i = axes; i-- > 0; step *= call_.shape()[i]) {
       of_x[i] = step;
@@ -215,6 +219,11 @@ class PyRowsCall final : public Compiled {
     operands[operand::x] = {const_cast<char*>(x), of_x.data()};
     operands[operand::y] = {y, of_y.data()};
     operands[operand::flag] = {left.data(), of_row.data()};
+    for (std::size_t i = 0; i < numbers_.size(); ++i) {
+      if (!numbers_[i]) continue;
+      const double* const number = &*numbers_[i];
+      operands[i ? operand::parameter + static_cast<int>(i) - 1 : operand::temperature] = {const_cast<char*>(reinterpret_cast<const char*>(number)), of_all.data()};
+    }
     Storage storages[operand::count] = {};
     storages[operand::x] = storages[operand::y] = storage;
     call_.run(operands, storages, {});
@@ -239,6 +248,7 @@ class PyRowsCall final : public Compiled {
     return {PyArray_BYTES(a), PyArray_STRIDES(a)};
   }
   const std::vector<int> axes_;
+  const std::vector<std::optional<double>> numbers_;  // the temperature, and the parameters in their order
   const RowsCall call_;
 };
 
@@ -355,8 +365,9 @@ NB_MODULE(_core, m) {
       .def("run", &PyCall::run, "x"_a, "out"_a, "where"_a = nb::none(), "Compute into out; x may be the address of contiguous scores. Returns the name of the kernel that ran.");
 
   nb::class_<PyRowsCall, Compiled>(m, "RowsCall", "One call of a row program, planned for a shape. Immutable; any number of threads may run it.")
-      .def(nb::init<std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, bool, double, std::vector<double>>(), "program"_a,
-           "shape"_a, "axes"_a, nb::kw_only(), "backward"_a = false, "gives_up_empty"_a = false, "softcap"_a = 0.0, "constants"_a = std::vector<double>{})
+      .def(nb::init<std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, bool, double, std::vector<double>, std::vector<std::optional<double>>>(), "program"_a,
+           "shape"_a, "axes"_a, nb::kw_only(), "backward"_a = false, "gives_up_empty"_a = false, "softcap"_a = 0.0, "constants"_a = std::vector<double>{},
+           "numbers"_a = std::vector<std::optional<double>>{})
       .def("run", &PyRowsCall::run, "x"_a, "y"_a, "flag"_a, nb::kw_only(), "where"_a = nb::none(), "g"_a = nb::none(),
            "temperature"_a = nb::none(), "sink"_a = nb::none(), "parameters"_a = std::vector<nb::object>{}, "dtemperature"_a = nb::none(),
            "dsink"_a = nb::none(), "dparameters"_a = std::vector<nb::object>{},

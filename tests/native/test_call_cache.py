@@ -1,6 +1,7 @@
 """Calls that were seen before are answered by compiled code, with the bits of the long way."""
 
 import gc
+import inspect
 import threading
 
 import numpy as np
@@ -13,14 +14,21 @@ from normx._record import registry
 from normx.testing.samples import random_rows
 
 NAMES = ("numpy", "torch")
-#: What has no numbers in its formula: those with kernels, and row programs.
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+#: Those that need no mask and no noise.
 RECORDS = [
     record
     for record in registry().values()
-    if not (record.example or record.random)
-    and all(record.keywords[parameter.name].default is None for parameter in record.parameters)
+    if not (record.random or record.keywords["where"].default is inspect.Parameter.empty)
 ]
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+FORMS = (
+    {"axis": -1},
+    {"axis": 1},
+    {"axis": -3},
+    {"axis": -1, "temperature": 0.7},
+    {"temperature": 2, "softcap": 2.5, "axis": -1},
+    {"axis": 2, "empty": "nan", "where": None},
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +63,10 @@ def same(library, a, b):
 def test_answers_are_those_of_the_long_way(record, dtype, library):
     f = record.function
     x = scores(library, dtype)
-    for keywords in ({"axis": -1}, {"axis": 1}, {"axis": -3}):
+    for form in FORMS:
+        keywords = {**record.example, **form}
+        if not keywords.keys() <= record.keywords.keys():
+            continue
         with normx.trace() as ran:
             want = f(x, **keywords)
         assert [event.backend for event in ran] == ["native"]
@@ -74,9 +85,23 @@ def test_the_long_way_is_taken_for_everything_else(library):
     wide = xp.concat([x, x], axis=-1)
     for left in (other, wide[..., :10], library.cast(x, "float64"), xp.reshape(x, (12, 10))):
         assert answered(normx.softmax, left) is None
-    for axis in (0, None, (2,), True, 2**70):
+    normx.softmax(x, axis=1)
+    assert answered(normx.softmax, x, axis=1) is not None
+    for axis in (0, None, (1,), True, 1.0, 2**70, np.int64(1)):
         assert answered(normx.softmax, x, axis=axis) is None
-    for keywords in ({"temperature": 1.0}, {"where": None}, {"keepdims": True}, {"ax": -1}):
+    many = {f"word{i}": i for i in range(20)}
+    assert answered(normx.softmax, x, **many) is None
+    normx.softmax(x, temperature=0.5)
+    assert answered(normx.softmax, x, temperature=0.5) is not None
+    tensor = library.full((1, 1, 1), 0.5, "float32", x)
+    for temperature in (0.25, 1, "0.5", np.float64(0.5), tensor):
+        assert answered(normx.softmax, x, temperature=temperature) is None
+    with pytest.raises(ValueError, match="temperature"):
+        normx.softmax(x, temperature=-0.5)
+    normx.logsumexp(x, axis=-1, keepdims=True)
+    for keywords in ({"axis": -1, "keepdims": True}, {"axis": -1, "ax": -1}):
+        assert answered(normx.logsumexp, x, **keywords) is None
+    for keywords in ({"where": None}, {"backend": "native"}, {"axis": 1, "ax": -1}):
         assert answered(normx.softmax, x, **keywords) is None
     assert _core.CallCache(type(x), [], [], [], []).run([], {}) is None
 
