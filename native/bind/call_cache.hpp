@@ -185,23 +185,24 @@ class CallCache {
 
   // False for other values than plans are kept by as they are. Names and strings are words by their hashes, of 64 bits.
   static bool options_of(nb::handle keywords, Options& options) {
-    static PyObject* const out = PyUnicode_InternFromString("out");
+    static const Py_hash_t out = PyObject_Hash(nb::str("out").ptr());
     PyObject *name, *value;
     for (Py_ssize_t at = 0; PyDict_Next(keywords.ptr(), &at, &name, &value);) {
-      if (name == out || PyUnicode_Compare(name, out) == 0) {
+      const Py_hash_t hash = PyObject_Hash(name);
+      if (hash == out) {
         if (value != Py_None) options.out = value;
         continue;
       }
       if (options.count == most_keywords) return false;
       std::int64_t* const words = options.words + 3 * options.count++;
-      words[0] = PyObject_Hash(name);
+      words[0] = hash;
       words[1] = reinterpret_cast<std::intptr_t>(Py_TYPE(value));
-      if (PyFloat_CheckExact(value)) {
-        words[2] = std::bit_cast<std::int64_t>(PyFloat_AS_DOUBLE(value));
-      } else if (PyLong_CheckExact(value) || PyBool_Check(value)) {
+      if (PyLong_CheckExact(value) || PyBool_Check(value)) {
         int overflow = 0;
         words[2] = PyLong_AsLongLongAndOverflow(value, &overflow);
         if (overflow) return false;
+      } else if (PyFloat_CheckExact(value)) {
+        words[2] = std::bit_cast<std::int64_t>(PyFloat_AS_DOUBLE(value));
       } else if (PyUnicode_CheckExact(value)) {
         words[2] = PyObject_Hash(value);
       } else if (value == Py_None) {
