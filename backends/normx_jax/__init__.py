@@ -85,10 +85,15 @@ class JaxLibrary(ArrayAPILibrary):
 
         return np.asarray(x)
 
-    def host_adopt(self, fresh: Array) -> Array:
-        import jax.numpy
+    def host_empty(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        from normx_jax import _host
 
-        return jax.numpy.asarray(fresh)
+        return _host.empty(shape, dtype)
+
+    def host_adopt(self, fresh: Array) -> Array:
+        from normx_jax import _host
+
+        return _host.adopt(fresh)
 
     def dtype(self, name: str) -> Any:
         import jax

@@ -37,9 +37,7 @@ Block* map(std::size_t capacity) {
   if (before) munmap(first, before);
   if (after) munmap(first + size - after, after);
   Block* const block = new (first + before) Block{capacity, nullptr};
-#ifdef MADV_HUGEPAGE
-  madvise(block->buffer(), capacity, MADV_HUGEPAGE);
-#endif
+  prefer_huge_pages(block->buffer(), capacity);
   return block;
 }
 
@@ -144,6 +142,17 @@ void* take_buffer(std::size_t bytes) noexcept {
 
 void give_back(void* buffer) noexcept { cache().keep(Block::of(buffer)); }
 std::size_t capacity_of(const void* buffer) noexcept { return Block::of(buffer)->capacity; }
+
+void prefer_huge_pages(void* memory, std::size_t bytes) noexcept {
+#ifdef MADV_HUGEPAGE
+  const auto address = reinterpret_cast<std::uintptr_t>(memory);
+  const std::size_t before = rounded(address) - address;
+  if (bytes < before + huge_page) return;
+  madvise(static_cast<char*>(memory) + before, (bytes - before) / huge_page * huge_page, MADV_HUGEPAGE);
+#else
+  static_cast<void>(memory), static_cast<void>(bytes);
+#endif
+}
 
 std::size_t cache_memory() { return cache().memory(); }
 std::size_t cache_limit() { return cache().limit(); }

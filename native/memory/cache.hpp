@@ -26,6 +26,10 @@ void* take_buffer(std::size_t bytes) noexcept;
 void give_back(void* buffer) noexcept;
 std::size_t capacity_of(const void* buffer) noexcept;
 
+// Asks the system for huge pages where whole ones fit into memory that nothing was written to yet, and so was not zeroed.
+// Refused or not, the memory is the same.
+void prefer_huge_pages(void* memory, std::size_t bytes) noexcept;
+
 // Bytes kept at this moment, and how many there may be: NORMX_CACHE_MIB, or 256 MiB. A lower limit frees what exceeds it, the
 // oldest first. std::runtime_error if NORMX_CACHE_MIB, read at first use, is not a number ≥ 0.
 std::size_t cache_memory();

@@ -68,6 +68,29 @@ def test_compiled_programs_call_the_kernels(record):
 
 
 @needs_native
+@pytest.mark.parametrize("columns", [256, 2048, 10240], ids=["copied", "shared", "huge pages"])
+def test_results_of_every_size(columns):
+    import jax
+
+    x = rows((1024, columns))
+    want = normx.softmax(np.asarray(x))
+    for f in (jax.jit(normx.softmax), normx.softmax):
+        y = f(x)
+        assert np.array_equal(y, want)
+        again = jax.jit(lambda y: y + 1, donate_argnums=0)(y)  # may write into what we lent
+        assert np.array_equal(again, want + 1)
+
+
+def test_large_results_are_shared():
+    from normx_jax import _host
+
+    for shape in ((1024, 300), (2**19,)):
+        memory = _host.empty(shape, np.dtype(np.float32))
+        memory[...] = 1
+        assert _host.adopt(memory).unsafe_buffer_pointer() == memory.ctypes.data
+
+
+@needs_native
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 def test_rows_that_kernels_leave_are_right(record):
     """NaN and infinities, beside a row that is the kernel's, forward and backward."""
