@@ -6,6 +6,7 @@ import ctypes
 import io
 import math
 import sys
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
@@ -52,7 +53,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
 
 def adopt(fresh: np.ndarray) -> Array:
     """A fresh array of NumPy's as one of MLX: itself, where its memory came from `empty`."""
-    narrow = fresh.dtype.name == "bfloat16"
+    narrow, dtype = _of_mlx(fresh.dtype)
     base: Any = fresh.base
     while isinstance(base, np.ndarray):
         base = base.base
@@ -62,7 +63,13 @@ def adopt(fresh: np.ndarray) -> Array:
         return base.view(mx.bfloat16) if narrow else base
     if narrow:
         return mx.array(fresh.view(np.uint16)).view(mx.bfloat16)
-    return mx.array(fresh, dtype=getattr(mx, "bool_" if fresh.dtype == bool else fresh.dtype.name))
+    return mx.array(fresh, dtype=dtype)
+
+
+@cache  # a name of NumPy's takes 2 us
+def _of_mlx(dtype: np.dtype[Any]) -> tuple[bool, Any]:
+    """Whether a dtype of NumPy's is bfloat16, and MLX's own for it."""
+    return dtype.name == "bfloat16", getattr(mx, "bool_" if dtype == bool else dtype.name)
 
 
 class _Blank:

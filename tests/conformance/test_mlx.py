@@ -107,6 +107,28 @@ def test_only_the_parameter_may_be_traced():
     assert mx.allclose(got, want, rtol=1e-6).item()
 
 
+def test_only_what_is_followed_gets_a_node_in_the_graph():
+    mx = pytest.importorskip("mlx.core")
+    x, t = mx.random.normal((3, 5)), mx.array([[0.5], [1.0], [2.0]])
+
+    def evaluated(x, t):
+        graph = mlx_graph(normx.softmax(x, temperature=t, backend="native"))
+        return "CustomTransforms" not in graph
+
+    assert [evaluated(x, t) for _ in range(2)][1]
+    found = []
+
+    def loss(a, b):
+        found.append([evaluated(a, t), evaluated(x, b), evaluated(x, t)])
+        return (a * b).sum()
+
+    twice = mx.grad(lambda a, b: mx.grad(loss)(a, b).sum())
+    for transformed in (mx.grad(loss, [0, 1]), twice):
+        transformed(x, t)
+    mx.jvp(loss, [x, t], [x, t])
+    assert found == [[False, False, True]] * 3
+
+
 def test_on_another_device_the_formula_runs(monkeypatch):
     mx = pytest.importorskip("mlx.core")
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu, 0))
