@@ -91,9 +91,9 @@ def differentiable_search(plan: Plan, k: int, search: TopKCall) -> TopKCall:
     return entered
 
 
-# A custom function is a node of the graph even where nothing differentiates, and evaluating one wakes
-# a thread: 59 of the 87 us that a softmax of (64, 1024) took.  MLX does not say whether an array
-# is followed, but what `mx.compile` made of a function is left aside for arrays that are.
+# A custom function is a node of the graph even where nothing differentiates, and to evaluate one
+# wakes a thread: 59 of the 87 us that a softmax of (64, 1024) took.  MLX does not say whether an
+# array is followed, but leaves what `mx.compile` made of a function aside for those that are.
 
 _seen = threading.local()
 

@@ -69,7 +69,7 @@ def adopt(fresh: np.ndarray) -> Array:
 @cache  # a name of NumPy's takes 2 us
 def _of_mlx(dtype: np.dtype[Any]) -> tuple[bool, Any]:
     """Whether a dtype of NumPy's is bfloat16, and MLX's own for it."""
-    return dtype.name == "bfloat16", getattr(mx, "bool_" if dtype == bool else dtype.name)
+    return dtype.name == "bfloat16", getattr(mx, "bool_" if dtype.kind == "b" else dtype.name)
 
 
 class _Blank:
