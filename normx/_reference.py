@@ -121,9 +121,11 @@ def states_of(record: Record, blocks: Sequence[Row], parameters: Mapping[str, An
     return states
 
 
-def whole(record: Record, row: Row, parameters: Mapping[str, Any]) -> tuple[Row, tuple[Any, ...]]:
+def whole(
+    record: Record, row: Row, parameters: Mapping[str, Any]
+) -> tuple[Row, Row, tuple[Any, ...]]:
     """Rows that are not cut, and their states."""
-    return row, states_of(record, (row,), parameters)
+    return row, row, states_of(record, (row,), parameters)
 
 
 def compute(
@@ -131,12 +133,12 @@ def compute(
     x: Array,
     where: Array | None,
     parameters: Mapping[str, Any],
-    known: Callable[..., tuple[Row, tuple[Any, ...]]] = whole,
+    known: Callable[..., tuple[Row, Row, tuple[Any, ...]]] = whole,
 ) -> Any:
     """The formula, in float32 or wider, rounded once to the plan's dtype.
 
-    ``known(record, row, parameters)`` gives the rows as the formula is applied to them, and the
-    states of the whole: `x` may be a part.
+    ``known(record, row, parameters)`` gives the rows for the policies and as the formula is applied
+    to them, and the states of the whole: `x` may be a part.
     """
     record, library, xp = plan.record, plan.library, plan.library.namespace()
     if 0 in plan.shape:
@@ -147,10 +149,10 @@ def compute(
         return nothing
     row, own = row_of(plan, x, where, parameters)
     own |= plan.constants
-    row, states = known(record, row, own)
+    policies, row, states = known(record, row, own)
     y = record.apply(row, *states, **own)
     if record.kind == "normalizer":
-        return library.cast(with_policies(plan, row, y), plan.dtype)
+        return library.cast(with_policies(plan, policies, y), plan.dtype)
     if isinstance(y, tuple):
         return tuple(_reduced(plan, part) for part in y)
     return _reduced(plan, y)

@@ -29,6 +29,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from normx._plan import Plan
+    from normx._record import Record
 
 __all__ = [
     "Backend",
@@ -566,8 +567,19 @@ class Library(ABC):
         """The values of an array, computed if it is lazy."""
 
     def modes(self) -> Mapping[str, Callable[[Callable[..., Any]], Callable[..., Any]]]:
-        """The ways in which a function of one array can be run: eagerly, compiled, ..."""
+        """The ways in which a function of one array can be run: eagerly, compiled, ...
+
+        A function of normx comes as a `functools.partial`, for a way that has to take it apart.
+        """
         return {"eager": lambda f: f}
+
+    def left_out(self, record: Record, backend: str, mode: str) -> str | None:
+        """Why the suite does not run a function in one of the `modes`; None if it does."""
+        return None
+
+    def sampling(self, backend: str, mode: str) -> int:
+        """Of how many cases the suite runs one: more than 1 where each compiles for seconds."""
+        return 1
 
     def forget_compiled(self) -> None:
         """Free what it compiled and keeps: a suite of tests compiles thousands of functions."""

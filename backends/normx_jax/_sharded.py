@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from functools import cached_property, partial, reduce
+from functools import partial, reduce
 from typing import Any
 
 from normx._calls import check_backend
@@ -13,7 +13,7 @@ from normx._errors import described, wrong
 from normx._plan import prepare
 from normx._record import Record, record_of
 from normx._reference import compute
-from normx._row import Row
+from normx._row import Row, Whole
 
 Array = Any
 
@@ -102,17 +102,70 @@ def sharded(f: Callable[..., Any] | str, x: Any, /, *, axis_name: Any, **keyword
     return y
 
 
+def over_devices(f: Any) -> Callable[[Array], Array]:
+    """A `partial` of a function of normx, for rows that are split over all devices that fit."""
+    import jax
+
+    def spec(value: Any, place: int, size: int) -> Any:
+        """Split along axis `place` from the end, if it is as long as the scores are there."""
+        fits = place <= value.ndim and value.shape[-place] == size
+        return jax.P(*(None,) * (value.ndim - place), "parts") if fits else jax.P()
+
+    def run(x: Array) -> Array:
+        keywords = {"axis": -1, **f.keywords}
+        axis = keywords["axis"]
+        axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        along = max((i % x.ndim for i in axes if x.ndim), key=lambda i: x.shape[i], default=None)
+        size = 1 if along is None else x.shape[along]
+        parts = max(n for n in range(1, jax.device_count() + 1) if size % n == 0)
+        mesh = jax.sharding.Mesh(jax.devices()[:parts], "parts")
+        place = x.ndim + 1 if along is None else x.ndim - along
+        arrays = {name: value for name, value in keywords.items() if isinstance(value, jax.Array)}
+        others = {name: value for name, value in keywords.items() if name not in arrays}
+        beside = {  # what goes with the rows is whole
+            name: spec(value, place, size) if name in ("where", "b") else jax.P()
+            for name, value in arrays.items()
+        }
+        own = spec(x, place, size)
+        split = jax.shard_map(
+            lambda x, given: sharded(f.func, x, axis_name="parts", **others, **given),
+            mesh=mesh,
+            in_specs=(own, beside),
+            out_specs=own if record_of(f.func).kind == "normalizer" else jax.P(),
+        )
+        return jax.jit(split)(x, arrays)
+
+    return run
+
+
 def _split(
     axis_name: Any, record: Record, row: Row, parameters: Mapping[str, Any]
-) -> tuple[Row, tuple[Any, ...]]:
+) -> tuple[Row, Row, tuple[Any, ...]]:
     """A part of a row that knows of the others, and the states of the whole."""
+    import jax
+
+    xp = row.xp
+    low = xp.max(xp.where(row.present, -row.scores, -xp.inf), axis=row.axis, keepdims=True)
+    kept = xp.ones_like(row.present) if row.kept is None else row.kept
+    top, low = (xp.max(_gathered(axis_name, x), axis=0) for x in (row.maximum, low))
+    kept = xp.sum(_gathered(axis_name, row.count(kept)), axis=0)
+    size = math.prod(row.scores.shape[i] for i in row.axis) * jax.lax.axis_size(axis_name)
+    part = row.of(Whole(top, -low, kept, size))
+    # Scores that no temperature applies to, beside others, have a maximum of their own.
+    row = row if record.fills else part
     states: tuple[Any, ...] = ()
     for stage in record.stages or ():
         lifted = stage.lift(row, *states, **parameters)
-        merge = partial(stage.monoid.merge, row.xp)
+        merge = partial(stage.monoid.merge, xp)
         states += (reduce(merge, _of_all(axis_name, lifted)),)
-    given = {entry.name: getattr(row, entry.name) for entry in fields(Row)}
-    return _Shard(**given, axis_name=axis_name), states
+    return part, row, states
+
+
+def _gathered(axis_name: Any, x: Array) -> Array:
+    """What the devices have, with an axis for them in front: in both modes differentiable."""
+    import jax
+
+    return jax.lax.all_gather(x, axis_name)
 
 
 def _of_all(axis_name: Any, state: Any) -> list[Any]:
@@ -120,9 +173,7 @@ def _of_all(axis_name: Any, state: Any) -> list[Any]:
     import jax
 
     leaves, form = jax.tree.flatten(state)
-    gathered = [
-        jax.lax.all_gather(leaf, axis_name) if hasattr(leaf, "shape") else leaf for leaf in leaves
-    ]
+    gathered = [_gathered(axis_name, leaf) if hasattr(leaf, "shape") else leaf for leaf in leaves]
     return [
         form.unflatten([leaf[i] if hasattr(leaf, "shape") else leaf for leaf in gathered])
         for i in range(jax.lax.axis_size(axis_name))
@@ -135,27 +186,3 @@ def _replicated(axis_name: Any, y: Array) -> Array:
 
     first = jax.lax.axis_index(axis_name) == 0
     return jax.lax.psum(jax.numpy.where(first, y, 0.0), axis_name)
-
-
-@dataclass(frozen=True)
-class _Shard(Row):
-    """A part of a row whose sums and maximum are those of the whole."""
-
-    axis_name: Any = None
-
-    @cached_property
-    def maximum(self) -> Array:
-        largest = self.xp.max(self.scores, axis=self.axis, keepdims=True)
-        return self.xp.max(self._gathered(largest), axis=0)
-
-    @property
-    def some_kept(self) -> Array:
-        return self.count(self.kept) > 0
-
-    def sum(self, x: Array) -> Array:
-        return self.library.accurate_sum(self._gathered(super().sum(x)), (0,))[0]
-
-    def _gathered(self, x: Array) -> Array:
-        import jax
-
-        return jax.lax.all_gather(x, self.axis_name)

@@ -7,9 +7,11 @@ error, never a silent skip.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -62,10 +64,8 @@ class Case:
         """Call the function, prove that the backend under test ran, return the library's array."""
         keywords = {**self.record.example, **keywords}
         with self.forced(), dispatch.trace() as ran:
-            f = self.library.modes()[self.mode](
-                lambda array: self.record.function(array, backend=self.backend, **keywords)
-            )
-            y = f(x)
+            f = partial(self.record.function, backend=self.backend, **keywords)
+            y = self.library.modes()[self.mode](f)(x)
         (event,) = set(ran)  # of a formula, a compiler may tell more than once
         assert event.function == self.record.name and event.backend == self.backend, event
         assert self.target in (None, event.target), f"{event} instead of target {self.target}"
@@ -112,12 +112,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    turns: dict[tuple[str, str], Iterator[int]] = defaultdict(count)
     for item in items:
         called: Any = getattr(item, "callspec", None)
         case = called and called.params.get("case")
-        if isinstance(case, Case):
-            cell = f"{case.library.name} {case.backend} {case.mode}"
-            item.user_properties.append((CELL, cell))
+        if not isinstance(case, Case):
+            continue
+        cell = f"{case.library.name} {case.backend} {case.mode}"
+        item.user_properties.append((CELL, cell))
+        reason = case.library.left_out(case.record, case.backend, case.mode)
+        every = case.library.sampling(case.backend, case.mode)
+        # By turns over all that differs: each function gets its share of the rows and dtypes.
+        if reason is None and next(turns[item.nodeid.partition("[")[0], cell]) % every:
+            reason = f"{cell}: each case compiles a program; one in {every} is run"
+        if reason is not None:
+            item.add_marker(pytest.mark.skip(reason))
 
 
 def _libraries(config: pytest.Config) -> list[Library]:
