@@ -100,10 +100,14 @@ class MaxSumMomentMonoid:
 
 
 class MaxTotal(NamedTuple):
-    """Maximum of the scores, and a sum of terms, relative to the exponential of it."""
+    """Maximum of the scores, and a sum of terms, relative to the exponential of it.
+
+    What merging rounds off the sum is `low`.
+    """
 
     maximum: Array
     total: Array
+    low: Array = 0.0
 
 
 class MaxTotalMonoid:
@@ -114,17 +118,17 @@ class MaxTotalMonoid:
 
     def merge(self, xp: Any, a: MaxTotal, b: MaxTotal) -> MaxTotal:
         maximum = xp.maximum(a.maximum, b.maximum)
-        a_total = a.total * arithmetic.exp(xp, gap(xp, a.maximum, maximum))
-        b_total = b.total * arithmetic.exp(xp, gap(xp, b.maximum, maximum))
-        return MaxTotal(maximum, a_total + b_total)
+        parts = [(s, arithmetic.exp(xp, gap(xp, s.maximum, maximum))) for s in (a, b)]
+        return MaxTotal(maximum, *_total(xp, parts))
 
 
 class PowerSum(NamedTuple):
-    """A scale, and the sum of terms relative to a power of it."""
+    """A scale, and the sum of terms relative to a power of it; `low` is as for `MaxTotal`."""
 
     scale: Array
     total: Array
     power: int
+    low: Array = 0.0
 
 
 class PowerSumMonoid:
@@ -135,8 +139,8 @@ class PowerSumMonoid:
 
     def merge(self, xp: Any, a: PowerSum, b: PowerSum) -> PowerSum:
         scale, power = xp.maximum(a.scale, b.scale), max(a.power, b.power)
-        parts = [part.total * share(xp, part.scale, scale) ** power for part in (a, b)]
-        return PowerSum(scale, parts[0] + parts[1], power)
+        total, low = _total(xp, [(s, share(xp, s.scale, scale) ** power) for s in (a, b)])
+        return PowerSum(scale, total, power, low)
 
 
 class SumMonoid:
@@ -198,6 +202,15 @@ class MeanMonoid:
         low = a.mean.lo + xp.where(xp.isfinite(low), low, 0.0)
         whole = arithmetic.two_sum(a.mean.hi, move.hi)
         return Mean(count, arithmetic.two_sum(whole.hi, whole.lo + low))
+
+
+def _total(xp: Any, parts: list[tuple[Any, Array]]) -> Double:
+    """The sum of the totals of two states, each times a factor, and what it rounds off."""
+    a, b = (Double(state.total * factor, state.low * factor) for state, factor in parts)
+    total = arithmetic.added(xp, a, b)
+    hi = total.hi + total.lo
+    low = total.lo - (hi - total.hi)
+    return Double(hi, xp.where(xp.isfinite(low), low, 0.0))
 
 
 def share(xp: Any, scale: Array, whole: Array) -> Array:

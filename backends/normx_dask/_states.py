@@ -290,6 +290,20 @@ def _both(monoids: tuple[Monoid, ...], a: Any, b: Any) -> tuple[Any, ...]:
         return tuple(m.merge(xp, s, t) for m, s, t in zip(monoids, a, b, strict=True))
 
 
+def _paired(merge: Callable[[Any, Any], tuple[Any, ...]], states: Iterator[Any]) -> tuple[Any, ...]:
+    """All of them merged in pairs, pairs of pairs, ...: a thousand round like ten in a row."""
+    waiting: list[tuple[int, tuple[Any, ...]]] = []  # each with the number of merges above it
+    for state in states:
+        last, height = state, 0
+        while waiting and waiting[-1][0] == height:
+            last, height = merge(waiting.pop()[1], last), height + 1
+        waiting.append((height, last))
+    whole = waiting.pop()[1]
+    while waiting:
+        whole = merge(waiting.pop()[1], whole)
+    return whole
+
+
 def _arrays(state: Any) -> Iterator[Array]:
     if isinstance(state, tuple):
         for part in state:
@@ -317,7 +331,7 @@ def _first(formula: Formula, early: bool, x: Array, *blocks: Array) -> tuple[Any
         found = (
             _found(formula, early, part, arrays) for _, part, arrays in formula.pieces(x, blocks)
         )
-        return reduce(partial(_both, monoids), found)
+        return _paired(partial(_both, monoids), found)
 
 
 def _found(formula: Formula, early: bool, x: Array, arrays: Mapping[str, Array]) -> tuple[Any, ...]:
@@ -369,7 +383,7 @@ def _later(formula: Formula, index: int, x: Array, *blocks: Any) -> tuple[Any]:
 
     with _library(x).quiet():
         found = (lifted(part, parts) for _, part, parts in formula.pieces(x, arrays))
-        return reduce(partial(_both, (stage.monoid,)), found)
+        return _paired(partial(_both, (stage.monoid,)), found)
 
 
 def _applied(formula: Formula, x: Array, *blocks: Any) -> Array:
