@@ -56,8 +56,10 @@ class Form(NamedTuple):
     numbers: Mapping[str, float]
     tensors: tuple[str, ...]
 
-    def parameters(self, tensors: Sequence[Tensor]) -> dict[str, Any]:
+    def parameters(self, tensors: Sequence[Tensor]) -> Mapping[str, Any]:
         """All parameters by name."""
+        if not self.tensors:
+            return self.numbers
         return {**self.numbers, **dict(zip(self.tensors, tensors, strict=True))}
 
     def result_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
@@ -103,6 +105,7 @@ def _plan(form: Form, x: Tensor, where: Tensor | None) -> Plan:
 
 
 class _Bound(NamedTuple):
+    form: Form
     plan: Plan
     call: Call
     #: Who computes the gradients: the same backend where it does, else the formula.
@@ -129,7 +132,7 @@ def _bind(text: str, x: Tensor, where: Tensor | None) -> _Bound:
             pullback = chosen.gradient(plan)
         if isinstance(pullback, Refusal):
             by, pullback = reference_backend.name, reference_backend.gradient(plan)
-        bound = _bound[key] = _Bound(plan, call, by, pullback)
+        bound = _bound[key] = _Bound(form, plan, call, by, pullback)
     return bound
 
 
@@ -137,9 +140,9 @@ def _bind(text: str, x: Tensor, where: Tensor | None) -> _Bound:
 
 
 def _compute(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> Tensor:
-    bound, read = _bind(form, x, where), _read(form)
-    y, kernel = bound.call(x, where, None, read.parameters(others))
-    traced(read.function, read.backend, kernel)
+    bound = _bind(form, x, where)
+    y, kernel = bound.call(x, where, None, bound.form.parameters(others))
+    traced(bound.form.function, bound.form.backend, kernel)
     result: Tensor = y
     return result
 
@@ -149,7 +152,8 @@ def _computed(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tenso
 
 
 def _pull(form: str, x: Tensor, where: Tensor | None, others: Sequence[Tensor]) -> list[Tensor]:
-    bound, read = _bind(form, x, where), _read(form)
+    bound = _bind(form, x, where)
+    read = bound.form
     *tensors, y, dy = others
     if bound.pullback is None:
         return [torch.zeros_like(t) for t in (x, *tensors)]
