@@ -165,9 +165,20 @@ def conformance(session: nox.Session, library: str) -> None:
         return
     install_libraries(session, library)
     session.install(project(), *group("test"), *library_requirements(library))
-    session.run("pytest", "tests/conformance", *chosen, "--target=best", *session.posargs)
+    env = jax_environment(session) if library == "jax" else {}
+    session.run("pytest", "tests/conformance", *chosen, "--target=best", *session.posargs, env=env)
     if library == "mlx" and sys.platform != "darwin":
         session.run("pytest", CONFORMANCE, *chosen, *emulated, *session.posargs)
+
+
+def jax_environment(session: nox.Session) -> dict[str, str]:
+    """Give JAX devices to split rows over, and one place for all that its processes compile."""
+    return {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_COMPILATION_CACHE_DIR": str(session.cache_dir / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 def lacks_cuda(session: nox.Session) -> str:

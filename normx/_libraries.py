@@ -27,6 +27,11 @@ class ArrayAPILibrary(Library):
     def namespace(self) -> Any:
         return self._namespace()
 
+    def check(self, x: Array, argument: str = "x") -> str | None:
+        if None in x.shape:
+            return "an array with sizes that are not known; give it a shape of numbers"
+        return None
+
     def device(self, x: Array) -> Any:
         return array_api_compat.device(x)
 

@@ -208,6 +208,8 @@ def test_what_is_compiled_or_mapped_is_the_same(library, what):
     f, _ = CALLS[what]
     arrays = [narrow(x) for x in (Q, np.repeat(K, 2, 1), np.repeat(V, 2, 1))]
     for name, mode in library_named(library).modes().items():
+        if name == "sharded":  # which is for rows, by functions of rows
+            continue
         joined = to(np.concatenate(arrays, -1))
 
         def of_joined(x):

@@ -1,9 +1,12 @@
 """What is particular to one library."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 import normx
+from normx._dispatch import library_of
 from normx._record import registry
 
 RECORDS = [record for record in registry().values() if not record.random]
@@ -155,3 +158,21 @@ def test_sparse_fill_values_are_part_of_the_plan():
     for options in ({"softcap": 2.0}, {"empty": "uniform"}, {"sink": 0.0}):
         with pytest.raises(TypeError, match=rf"one fill value, .* with {next(iter(options))}"):
             normx.softmax(sparse.COO.from_numpy(x, fill_value=-np.inf), **options)
+
+
+def test_ndonnx_writes_models():
+    """A library that normx knows nothing of, whose functions become graphs of ONNX."""
+    ndx = pytest.importorskip("ndonnx")
+    runtime = pytest.importorskip("onnxruntime")
+    rows = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    for record in RECORDS:
+        f = partial(record.function, axis=-1, **record.example_for(library_of(ndx.asarray(1.0))))
+        want = f(rows, backend="reference")
+        assert np.array_equal(f(ndx.asarray(rows)).unwrap_numpy(), want)
+    x = ndx.argument(shape=(3, 5), dtype=ndx.float32)
+    model = ndx.build({"x": x}, {"y": normx.softmax(x)})
+    (y,) = runtime.InferenceSession(model.SerializeToString()).run(None, {"x": rows})
+    np.testing.assert_allclose(y, normx.softmax(rows), rtol=1e-6)
+    for shape in (("N", 5), (3, "N")):
+        with pytest.raises(TypeError, match="sizes that are not known"):
+            normx.softmax(ndx.argument(shape=shape, dtype=ndx.float32))

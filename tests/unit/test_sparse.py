@@ -354,8 +354,9 @@ def agreement(f, keywords, run):
 def test_libraries_agree(f, keywords, name):
     pytest.importorskip("mlx.core" if name == "mlx" else name)
     home = library(name)
-    for mode in home.modes().values():
-        agreement(f, keywords, lambda g, x, mode=mode: home.to_numpy(mode(g)(home.from_numpy(x))))
+    for mode, way in home.modes().items():
+        if home.left_out(record_of(f), "reference", mode) is None:
+            agreement(f, keywords, lambda g, x, way=way: home.to_numpy(way(g)(home.from_numpy(x))))
 
 
 @every
