@@ -109,14 +109,14 @@ def geometry(
     beyond                1024, states online            two reads, one write
     ====================  =============================  ==========================================
 
-    What is `heavy` has half of the registers, and so do doubles; in half precision a vector has 8
+    What is `heavy` has half of the registers. Doubles take two each, as do the arithmetic's; in half precision a vector has 8
     scores, so that a part of a warp goes up to 256.
     """
     size = SIZES[dtype]
     vector = VECTOR_BYTES // size
     vectors = max(-(-n // vector), 1)
     registers = FEW_REGISTERS if heavy else MOST_REGISTERS
-    most = registers * 4 // max(size, 4) // vector  # doubles take two registers each
+    most = ((registers - 8) // 2 if size == 8 else registers) // vector
     few = max(most // FILLED, 1)
     parts = 1
     if vectors <= WARP * most:

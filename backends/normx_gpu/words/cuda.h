@@ -10,25 +10,25 @@ typedef double nx_t;
 #define NX_INF __longlong_as_double(0x7ff0000000000000LL)
 #define NX_NAN __longlong_as_double(0x7ff8000000000000LL)
 #define NX_FMA(a, b, c) __fma_rn(a, b, c)
-#define NX_RINT rint
-#define NX_LOG log
-#define NX_TANH tanh
-#define NX_SQRT sqrt
-#define NX_POW pow
-#define NX_ABS fabs
-#define NX_EXPONENT ilogb
+#define NX_RINT ::rint
+#define NX_LOG ::log
+#define NX_TANH ::tanh
+#define NX_SQRT ::sqrt
+#define NX_POW ::pow
+#define NX_ABS ::fabs
+#define NX_EXPONENT ::ilogb
 #else
 typedef float nx_t;
 #define NX_INF __int_as_float(0x7f800000)
 #define NX_NAN __int_as_float(0x7fc00000)
 #define NX_FMA(a, b, c) __fmaf_rn(a, b, c)
-#define NX_RINT rintf
-#define NX_LOG logf
-#define NX_TANH tanhf
-#define NX_SQRT sqrtf
-#define NX_POW powf
-#define NX_ABS fabsf
-#define NX_EXPONENT ilogbf
+#define NX_RINT ::rintf
+#define NX_LOG ::logf
+#define NX_TANH ::tanhf
+#define NX_SQRT ::sqrtf
+#define NX_POW ::powf
+#define NX_ABS ::fabsf
+#define NX_EXPONENT ::ilogbf
 #endif
 #if NX_S_HALF || NX_S_BFLOAT
 typedef unsigned short nx_s;
