@@ -109,8 +109,8 @@ def geometry(
     beyond                1024, states online            two reads, one write
     ====================  =============================  ==========================================
 
-    What is `heavy` has half of the registers. Doubles take two each, as do the arithmetic's; in half precision a vector has 8
-    scores, so that a part of a warp goes up to 256.
+    What is `heavy` has half of the registers.  Doubles take two each, and so do other numbers then;
+    in half precision a vector has 8 scores, so that a part of a warp goes up to 256.
     """
     size = SIZES[dtype]
     vector = VECTOR_BYTES // size
