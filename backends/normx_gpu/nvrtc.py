@@ -32,7 +32,7 @@ from normx_gpu import source
 from normx_gpu.abi import Flag, Operand
 from normx_gpu.call import View, launch, program_of
 from normx_gpu.launch import SIZES
-from normx_gpu.programs import PROGRAMS, Program
+from normx_gpu.programs import CROSS_ENTROPY, PROGRAMS, Program
 from normx_gpu.source import Kernel
 
 #: Turing, Ampere, Hopper, Blackwell.
@@ -47,6 +47,8 @@ FULLEST = 24576
 #: Bytes that a thread may spill, to the L1 cache.  Doubles do, in entmax and normmax, whose powers
 #: take most of the registers; of the other dtypes the most is 56, in masked_softmax's gradient.
 MOST_SPILLED = 144
+#: What there are kernels for.
+NAMES = (*PROGRAMS, CROSS_ENTROPY.name)
 _ROWS = 4096
 _MULTIPROCESSORS = 132  # of an H100
 
@@ -169,6 +171,8 @@ def kernel(
     name: str, dtype: str, n: int, *, backward: bool, options: bool = False, columns: bool = False
 ) -> Kernel:
     """The kernel of a call: plain, or with every option that there is, arrays all of them."""
+    if name == CROSS_ENTROPY.name:
+        return _losses(dtype, n, backward=backward, options=options, columns=columns)
     record, program = record_of(name), PROGRAMS[name]
     shape, axis = ((n, _ROWS), 0) if columns else ((_ROWS, n), 1)
     x = np.broadcast_to(np.zeros((), numpy_library.dtype(dtype)), shape)
@@ -191,6 +195,35 @@ def kernel(
         resident=_MULTIPROCESSORS,
     )
     return go.kernel
+
+
+def _losses(dtype: str, n: int, *, backward: bool, options: bool, columns: bool) -> Kernel:
+    """The kernel of the cross-entropy of rows."""
+    shape, axis = ((n, _ROWS), 0) if columns else ((_ROWS, n), 1)
+    scores = View(tuple(math.prod(shape[i + 1 :]) for i in range(2)), aligned=True)
+    row, classes = (
+        View(tuple(int((i != axis) == of_rows) for i in range(2))) for of_rows in (1, 0)
+    )
+    views = {Operand.X: scores, Operand.TARGET: row}
+    if options:
+        views |= {Operand.WHERE: scores, Operand.WEIGHT: classes}
+    views |= dict.fromkeys(list(Operand)[Operand.P0 if backward else Operand.D0 :][:3], row)
+    if backward:
+        views[Operand.Y] = scores
+    plan = Plan(
+        record_of("softmax"),
+        numpy_library,
+        shape,
+        (axis,),
+        dtype,
+        where=shape if options else None,
+        softcap=30.0 if options else None,
+        constants={"smoothing": 0.1},
+    )
+    given = {name: np.zeros(()) for name in CROSS_ENTROPY.parameters if backward}
+    return launch(
+        plan, CROSS_ENTROPY, views, given, backward=backward, resident=_MULTIPROCESSORS
+    ).kernel
 
 
 def _options(record: Record, shape: tuple[int, ...], axis: int) -> dict[str, Any]:
@@ -247,7 +280,7 @@ def _operands(program: Program, name: str) -> tuple[Operand, Operand]:
 
 
 def every(
-    names: Sequence[str] = tuple(PROGRAMS),
+    names: Sequence[str] = NAMES,
     dtypes: Sequence[str] = tuple(SIZES),
     lengths: Sequence[int] = LENGTHS,
 ) -> Iterator[Kernel]:
@@ -318,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason is not None:
         sys.stderr.write(f"{reason}\n")
         return 1
-    names = asked.program or tuple(PROGRAMS)
+    names = asked.program or NAMES
     if asked.all or asked.dtype or asked.arch:
         kernels = every(names, asked.dtype or tuple(SIZES))
         pairs = list(itertools.product(kernels, asked.arch or ARCHITECTURES))

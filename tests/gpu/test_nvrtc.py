@@ -5,7 +5,6 @@ import sys
 
 import pytest
 from normx_gpu import nvrtc, source
-from normx_gpu.programs import PROGRAMS
 
 if nvrtc.unusable():
     pytest.skip(nvrtc.unusable(), allow_module_level=True)
@@ -18,7 +17,7 @@ def in_registers(kernel, architecture):
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", nvrtc.NAMES)
 def test_every_program_compiles(name, backward):
     in_registers(nvrtc.kernel(name, "float32", 64, backward=backward, options=True), "sm_90")
 

@@ -149,11 +149,11 @@ NX_FN nx_t nx_curvature(nx_t y) {
 // With L = log p: a weight moves by p^(1 - a) with its score, and by -p L^2 (exp(-aL) - 1 + aL) / (aL)^2 with alpha.
 NX_CALL nx_words nx_entmax_slopes(nx_t p, nx_t a) {
   if (!(p > 0)) return nx_word(0);
-  const nx_t log = NX_LOG(p), y = -a * log < NX_HIGHEST ? -a * log : nx_t(NX_HIGHEST);
-  return nx_pair(p * nx_exp(nx_word(y)), -p * log * log * nx_curvature(y));
+  const nx_t order = NX_LOG(p), y = -a * order < NX_HIGHEST ? -a * order : nx_t(NX_HIGHEST);
+  return nx_pair(p * nx_exp(nx_word(y)), -p * order * order * nx_curvature(y));
 }
 NX_FN void nx_entmax_backward(NX_THREAD nx_row& r) {
-  const nx_entmax_state s = nx_entmax_of(r);
+  nx_entmax_state s = nx_entmax_of(r);
   nx_words sum = nx_word(0), pulled = nx_word(0), moment = nx_word(0), of_alpha = nx_word(0);
   NX_EACH(r) {
     const nx_t w = nx_entmax_slopes(NX_KEPT(r, nx_entmax_term(r, s, NX_SCORE(r))) / s.total, s.a).hi;
@@ -161,6 +161,7 @@ NX_FN void nx_entmax_backward(NX_THREAD nx_row& r) {
     nx_add(r, pulled, w * NX_COTANGENT(r));
   }
   const nx_t whole = nx_total_of(r, sum).hi, mean = nx_total_of(r, pulled).hi / (whole > 0 ? whole : nx_t(1));
+  s.total = nx_anew(s.total);
   NX_WRITE(r) {
     const nx_t v = NX_SCORE(r), g = NX_COTANGENT(r) - mean;
     const nx_words w = nx_entmax_slopes(NX_KEPT(r, nx_entmax_term(r, s, v)) / s.total, s.a);
@@ -217,15 +218,17 @@ NX_FN void nx_normmax_backward(NX_THREAD nx_row& r) {
   const nx_t mean = nx_total_of(r, sum).hi;
   nx_words pulled = nx_word(0), by_power = nx_word(0), slide = nx_word(0), moment = nx_word(0);
   s.of.top = nx_anew(s.of.top);
+  s.total = nx_anew(s.total);
   NX_EACH(r) {
     const nx_t v = NX_SCORE(r), p = NX_KEPT(r, nx_normmax_term(r, s, v)) / s.total, g = NX_COTANGENT(r) - mean;
-    const nx_t b = nx_curve_base(r, s.of, v).hi, log = b > 0 ? NX_LOG(b) : nx_t(0);
+    const nx_t b = nx_curve_base(r, s.of, v).hi, order = b > 0 ? NX_LOG(b) : nx_t(0);
     nx_add(r, pulled, b > 0 ? q * p / b * g : nx_t(0));
-    nx_add(r, by_power, p * log * g);
-    nx_add(r, slide, p * b * log);
+    nx_add(r, by_power, p * order * g);
+    nx_add(r, slide, p * b * order);
   }
   const nx_t shift = nx_total_of(r, pulled).hi, turn = nx_total_of(r, by_power).hi, slid = nx_total_of(r, slide).hi;
   s.of.top = nx_anew(s.of.top);
+  s.total = nx_anew(s.total);
   NX_WRITE(r) {
     const nx_t v = NX_SCORE(r), p = NX_KEPT(r, nx_normmax_term(r, s, v)) / s.total, b = nx_curve_base(r, s.of, v).hi;
     const nx_t gradient = (b > 0 ? q * p / b * (NX_COTANGENT(r) - mean) : nx_t(0)) - p * shift;
