@@ -1,12 +1,9 @@
 """What is particular to one library."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 
 import normx
-from normx._dispatch import library_of
 from normx._record import registry
 
 RECORDS = [record for record in registry().values() if not record.random]
@@ -165,10 +162,9 @@ def test_ndonnx_writes_models():
     ndx = pytest.importorskip("ndonnx")
     runtime = pytest.importorskip("onnxruntime")
     rows = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    for record in RECORDS:
-        f = partial(record.function, axis=-1, **record.example_for(library_of(ndx.asarray(1.0))))
-        want = f(rows, backend="reference")
-        assert np.array_equal(f(ndx.asarray(rows)).unwrap_numpy(), want)
+    for f in (normx.ssmax, normx.entmax15, normx.logsumexp):
+        want = f(rows, axis=-1, backend="reference")
+        assert np.array_equal(f(ndx.asarray(rows), axis=-1).unwrap_numpy(), want)
     x = ndx.argument(shape=(3, 5), dtype=ndx.float32)
     model = ndx.build({"x": x}, {"y": normx.softmax(x)})
     (y,) = runtime.InferenceSession(model.SerializeToString()).run(None, {"x": rows})
