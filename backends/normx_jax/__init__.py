@@ -63,7 +63,7 @@ class JaxLibrary(ArrayAPILibrary):
 
     def sampling(self, backend: str, mode: str) -> int:
         # A program of a formula takes XLA 0.8 s, and vmap 0.3 s for what is new in it.
-        compiles = {"jit": 7, "sharded": 7, "vmap": 3 if backend == "reference" else 1}
+        compiles = {"jit": 11, "sharded": 11, "vmap": 3 if backend == "reference" else 1}
         return compiles.get(mode, 1)
 
     def forget_compiled(self) -> None:
