@@ -317,6 +317,7 @@ class AttentionState:
             _check_streams(function, record, states)
             if by_weights:
                 states = (_of_sum(xp, states[0], library.cast(most, row.dtype)),)
+            states = _filled(states, xp.zeros_like(row.maximum))
             low = xp.max(xp.where(row.present, -row.scores, -xp.inf), axis=-1, keepdims=True)
             kept = row.count(row.present if row.kept is None else row.kept)
             heaviest = row.scores
@@ -333,6 +334,16 @@ def _of_sum(xp: Any, top: MaxSum, most: Array) -> MaxSum:
     some = most > 0
     excess = xp.where(some, 1.0 / xp.where(some, most, 1.0) - 1.0, xp.where(most == 0, -1.0, most))
     return MaxSum(top.maximum, excess)
+
+
+def _filled(state: Any, zeros: Array) -> Any:
+    """A state with arrays for the numbers that stand for some: what is compiled takes one form."""
+    if isinstance(state, float):
+        return zeros + state
+    if not isinstance(state, tuple):
+        return state
+    parts = (_filled(part, zeros) for part in state)
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 def _home(x: Array) -> Library:
