@@ -44,9 +44,9 @@ LENGTHS = (64, 1024, 8192, 24576, 131072, 1 << 23)
 #: most registers, which all others see.
 SAMPLED = ("float32", "sm_90")
 FULLEST = 24576
-#: Bytes that a thread may spill, to the L1 cache.  Doubles do, in entmax and normmax, whose powers
-#: take most of the registers; of the other dtypes the most is 56, in masked_softmax's gradient.
-MOST_SPILLED = 144
+#: Bytes that a thread may spill, to the L1 cache.  The most is 80, in the gradients of entmax and
+#: normmax, whose powers take many registers; softmax and its kin spill nothing.
+MOST_SPILLED = 96
 #: What there are kernels for.
 NAMES = (*PROGRAMS, CROSS_ENTROPY.name)
 _ROWS = 4096
