@@ -17,6 +17,13 @@ template <class T, int L> NX_INLINE Odds<T, L> odds(Vec<T, L> x, Vec<T> n) {
   return {e, num, fma(n, select_lt(x, zero, one, e), num)};
 }
 
+// NaN from now on where something of v is infinite or NaN, and zero until then.
+template <class T, int L> NX_INLINE Vec<T> odder(Vec<T> odd, Vec<T, L> v) {
+  for (int k = 0; k < L; ++k) odd = fma(line(v, k), all(T(0)), odd);
+  return odd;
+}
+template <class T> NX_INLINE bool all_were_finite(Vec<T> odd) { return reduce_max(select_eq(odd, all(T(0)), all(T(0)), all(T(1)))) == 0; }
+
 // The n of each row, and 1 for those of nothing.
 template <class G, class T> NX_INLINE Vec<T> spread_present(const Total<T>* n) {
   T present[G::rows];
@@ -76,14 +83,14 @@ template <class T> struct sigmoid {
   }
   // Most rows are finite, and their n is known before they are read.
   template <class G> static NX_NOINLINE bool write_finite(G g, const char* x, char* y) {
-    const Vec<T> zero = all(T(0)), present = all(static_cast<T>(g.n));
-    Vec<T> odd = zero;
+    const Vec<T> present = all(static_cast<T>(g.n));
+    Vec<T> odd = all(T(0));
     g.map(x, y, [&](auto v) NX_INLINED {
-      for (int k = 0; k < lines_of(v); ++k) odd = fma(line(v, k), zero, odd);  // NaN from now on, if that was infinite or NaN
+      odd = odder(odd, v);
       const auto o = odds(v, present);
       return o.num / o.den;
     });
-    return reduce_max(select_eq(odd, zero, zero, all(T(1)))) == 0;
+    return all_were_finite(odd);
   }
   template <class G> static NX_NOINLINE void whole(G g, const char* x, char*, char* y, Empty empty, const double* kept) {
     if (x != y && write_finite(g, x, y)) return;

@@ -30,16 +30,26 @@ template <class T> struct logarithms_vjp {
 template <class T> struct pointwise_vjp {
   using Type = T;
 
+  // As in sigmoid: the row is taken to be finite, and done again if it is not.
   static void row(Row<T> row, const char* x, const char* dy, char* dx) {
+    const Vec<T> zero = all(T(0)), one = all(T(1));
+    Vec<T> odd = zero;
+    const auto write = [&](Vec<T> present) NX_INLINED {
+      row.write(dx, [&](std::int64_t at, auto where) NX_INLINED {
+        row.prefetch(x + at, where);
+        row.prefetch(dy + at, where);
+        const auto v = load(x + at, where, T(0));
+        odd = odder(odd, v);
+        const auto o = odds(v, present);
+        const auto inverse = one / o.den;
+        return load(dy + at, where, T(0)) * ((present * inverse) * (o.e * inverse));
+      });
+    };
+    write(all(static_cast<T>(row.n)));
+    if (all_were_finite(odd)) return;
     Total<T> n;
     count_present<false>(row, x, &n);
-    const Vec<T> present = spread_present<Row<T>>(&n), one = all(T(1));
-    row.write(dx, [&](std::int64_t at, auto where) NX_INLINED {
-      row.prefetch(dy + at, where);
-      const auto o = odds(load(x + at, where, T(0)), present);
-      const auto inverse = one / o.den;
-      return load(dy + at, where, T(0)) * ((present * inverse) * (o.e * inverse));
-    });
+    write(spread_present<Row<T>>(&n));
   }
 };
 
