@@ -58,6 +58,8 @@ _MALAVIYA = Paper(
 _HALVINGS = {"float32": 30, "float64": 60}
 #: Halvings for the scale of a budget's threshold, whose fraction has halvings of its own.
 _COARSE = {"float32": 30, "float64": 48}
+#: Some roundings of a sum of powers.
+_ROUNDING = {"float32": 2.0**-18, "float64": 2.0**-47}
 #: Half a last place, squared and doubled twice: differences below are rounding.
 _NOISE = {"float32": 2.0**-46, "float64": 2.0**-104}
 #: Thresholds stay above exp of minus this, so that their inverses are finite.
@@ -137,8 +139,8 @@ def _roughly(xp: Any, y: Array, power: Double | int) -> Array:
     return 1.0 + y if power == 1 else (1.0 + y) * (1.0 + y)
 
 
-def _threshold(row: Row, curve: _Curve) -> Double:
-    """The threshold, short of rounding.
+def _threshold(row: Row, curve: _Curve) -> tuple[Double, Array]:
+    """The threshold, short of rounding, and how far off it can be.
 
     Halved is the interval of -log(threshold**power), which is that between 0 and log n.
     In it the limits of all powers are harmless: a power without end makes it the
@@ -160,15 +162,18 @@ def _threshold(row: Row, curve: _Curve) -> Double:
     depth = xp.minimum(high * curve.inverse, 0.0 * high + _DEPTH[dtype])
     near_one = arithmetic.two_sum(xp.ones_like(high), xp.expm1(-depth))
     shallow = depth < 0.5
-    return Double(
+    threshold = Double(
         xp.where(shallow, near_one.hi, xp.exp(-depth)), xp.where(shallow, near_one.lo, 0.0)
     )
+    # An error of the sum is as large in the logarithm that was halved, at most.
+    off = 4.0 * (high - low) + _ROUNDING[dtype] * (1.0 + high)
+    return threshold, threshold.hi * xp.minimum(off * curve.inverse, 0.0 * high + 0.25)
 
 
 def _solved(row: Row, curve: _Curve) -> _Solved:
     """The support, and its bases to their last place."""
     xp, dtype = row.xp, row.dtype
-    threshold = _threshold(row, curve)
+    threshold, most = _threshold(row, curve)
     z = row.centred.relative
     # Below, no threshold lifts a base above 0.
     near = xp.maximum(z.hi, -_FAR) * curve.scale > -2.0
@@ -185,7 +190,7 @@ def _solved(row: Row, curve: _Curve) -> _Solved:
             slope = row.sum(power.hi / xp.where(support, base.hi, 1.0))
             slope = xp.where(slope > 0.0, slope, 1.0)
             correction = _excess(row, power, support, one) * curve.inverse / slope
-            most = 0.25 * threshold.hi
+            # A step that is longer has no eyes for an entry that it brings into the support.
             correction = xp.maximum(xp.minimum(correction, most), -most)
             threshold = arithmetic.two_sum(threshold.hi, threshold.lo - correction)
     return _Solved(support, base, power)
@@ -662,7 +667,8 @@ def entmax(
     The limit at alpha = 1 is taken without cancellation, by the weights and by their
     gradients.  At 1, 1.5 and 2 every weight is right to its last places; at any other
     alpha the powers are rounded, which moves the threshold, and with it the smallest
-    weights, by units in the last place of the largest.
+    weights, by units in the last place of the largest.  Beyond 3, a weight of which the
+    power alpha - 1 is less than that can be off by as much as its own size.
 
     References
     ----------

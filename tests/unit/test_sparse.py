@@ -39,6 +39,25 @@ every = pytest.mark.parametrize(("f", "keywords"), CALLS, ids=NAMES)
 # ------------------------------------------------------------------ values
 
 
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("alpha", [2.5, 4.0, 7.0])
+def test_steep_powers_of_scores_in_two_precisions(alpha, backend):
+    """Flat powers of small bases: the threshold needs more digits than the scores have."""
+    for dtype, rows in (("float32", 12), ("float64", 12)):
+        for n in (2, 3, 8, 40):
+            x = random_rows(n, rows, 0.5).astype(dtype)
+            want = oracle(record_of(sparse.entmax), x, alpha=alpha)
+            got = sparse.entmax(x, alpha=alpha, backend=backend)
+            off = np.abs(got.astype(np.longdouble) - want) / np.finfo(dtype).eps
+            assert np.max(off) <= 4, (dtype, n)
+
+
+def test_no_step_to_the_threshold_passes_an_entry_by():
+    """A weight of 7e-4 whose base is 5e-29 of the other's, once taken for 0.36."""
+    y = sparse.entmax([6.4093, 6.5197], alpha=10.0, backend="reference")
+    np.testing.assert_allclose(y, [0.000713, 0.999287], atol=0.04)  # 2**-47 to the power 1/9
+
+
 def test_golden_values():
     x = [-2.0, 0.0, 0.5]
     assert np.array_equal(sparse.sparsemax(x), [0.0, 0.25, 0.75])

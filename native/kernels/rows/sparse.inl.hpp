@@ -179,12 +179,13 @@ NX_INLINE void raise(const RowView& r, double power) {
 struct entmax {
   static constexpr bool invariant = true;
   enum { alpha };
-  // Nearer to 1, and far from it, the formula takes limits.
-  static bool usable(double a) { return a == 1 || (a >= 1.04 && a <= 64); }
+  // Nearer to 1 the formula takes the limit. Far from it the smallest weights have bases that a threshold of one word is too coarse
+  // for: of rows of 40 normal scores, alpha = 4 left 228 last places of a double, and alpha = 10 as many of a float as 6000.
+  template <bool exact> static bool usable(double a) { return a == 1 || (a >= 1.04 && a <= (exact ? 3 : 7)); }
 
   template <bool exact> static bool forward(RowView& r) {
     const double a = r.p[alpha];
-    if (!usable(a)) return false;
+    if (!usable<exact>(a)) return false;
     if (a == 1) return weights<exact>(r, 1, {});
     if (a == 1.5) return entmax15::forward<exact>(r);
     if (a == 2) return sparsemax::solve(r);
