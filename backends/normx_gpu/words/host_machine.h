@@ -13,7 +13,7 @@
 typedef std::int64_t nx_i64;
 typedef int nx_int;
 
-constexpr nx_int nx_most_lanes = 1024;
+constexpr nx_int nx_most_lanes = 4096;  // of the blocks of a row
 
 extern "C" {
 // An array: where element 0 lies, which elements there are, and of results which were written.
