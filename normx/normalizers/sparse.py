@@ -667,8 +667,8 @@ def entmax(
     The limit at alpha = 1 is taken without cancellation, by the weights and by their
     gradients.  At 1, 1.5 and 2 every weight is right to its last places; at any other
     alpha the powers are rounded, which moves the threshold, and with it the smallest
-    weights, by units in the last place of the largest.  Beyond 3, a weight of which the
-    power alpha - 1 is less than that can be off by as much as its own size.
+    weights, by units in the last place of the largest.  Beyond 3, a weight whose
+    score all but meets the threshold is known to ``2**(-44 / (alpha - 1))`` only.
 
     References
     ----------
