@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from normx._calls import checked, dense, single_axis
 from normx._dispatch import library_of
 from normx._errors import described, wrong
+from normx._options import Option, filled
 from normx._plan import NARROW
 from normx._vjp import vjp
 from normx.normalizers.softmax import log_softmax
@@ -20,6 +21,29 @@ from normx.uncertainty._checks import single
 
 Array = Any
 Pullback = Callable[[Array], dict[str, Array]]
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: What the measures' docstrings share: entries of parameters, and a section.
+_SHARED: Mapping[str, Option | str] = {
+    "x": Option(
+        None, "array", "Scores: an array of any array-API library, or a list (taken as NumPy's)."
+    ),
+    "axis": Option(-1, "int", "Axis of the classes."),
+    "where": Option(None, "array of bool, optional", "Broadcastable against `x`; True takes part."),
+    "temperature": Option(None, "float or array, optional", "The scores are divided by it."),
+    "raises": """TypeError
+    If an argument is of the wrong kind.
+ValueError
+    If an argument has a wrong value or shape.
+numpy.exceptions.AxisError
+    If an axis does not exist; both a ValueError and an IndexError.""",
+}
+
+
+def documented(function: F) -> F:
+    """Fill what measures share into a docstring."""
+    function.__doc__ = filled(function.__doc__, _SHARED)
+    return function
 
 
 @dataclass(frozen=True, slots=True)

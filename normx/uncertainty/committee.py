@@ -16,6 +16,7 @@ from normx.uncertainty._measured import (
     Measure,
     Pullback,
     bound,
+    documented,
     finite,
     first_of_largest,
     of_logs,
@@ -26,6 +27,7 @@ from normx.uncertainty._measured import (
 Array = Any
 
 
+@documented
 def mc_dropout(
     x: ArrayLike,
     /,
@@ -46,8 +48,7 @@ def mc_dropout(
     ----------
     x : array
         Scores, of passes along `pass_axis`; of one pass without dropout if `rng` is given.
-    axis : int
-        Axis of the classes.
+    {axis}
     pass_axis : int
         Axis of the passes; not used with `rng`.
     rng : generator, optional
@@ -60,8 +61,7 @@ def mc_dropout(
         divided by ``1 - rate``.
     where : array of bool, optional
         Broadcastable against the scores; True takes part.
-    temperature : float or array, optional
-        The scores are divided by it.
+    {temperature}
 
     Returns
     -------
@@ -70,12 +70,7 @@ def mc_dropout(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If an axis does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -107,6 +102,7 @@ def mc_dropout(
     return given.measured(MEAN_CONFIDENCE)
 
 
+@documented
 def consensus_kl(
     x: ArrayLike,
     /,
@@ -125,14 +121,11 @@ def consensus_kl(
     ----------
     x : array
         Scores of all members, along `member_axis`.
-    axis : int
-        Axis of the classes.
+    {axis}
     member_axis : int
         Axis of the members.
-    where : array of bool, optional
-        Broadcastable against `x`; True takes part.
-    temperature : float or array, optional
-        The scores are divided by it.
+    {where}
+    {temperature}
 
     Returns
     -------
@@ -142,12 +135,7 @@ def consensus_kl(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If an axis does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------

@@ -7,6 +7,7 @@ from typing import Any
 from normx._options import ArrayLike
 from normx.uncertainty._measured import (
     Measure,
+    documented,
     finite,
     first_of_largest,
     of_logs,
@@ -17,6 +18,7 @@ from normx.uncertainty._measured import (
 Array = Any
 
 
+@documented
 def least_confidence(
     x: ArrayLike,
     /,
@@ -31,12 +33,9 @@ def least_confidence(
 
     Parameters
     ----------
-    x : array
-        Scores: an array of any array-API library, or a list (taken as NumPy's).
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `x`; True takes part.
+    {x}
+    {axis}
+    {where}
     temperature : float or array, optional
         The scores are divided by it: `normx.calibration.fit_temperature` finds one.
 
@@ -48,12 +47,7 @@ def least_confidence(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -80,6 +74,7 @@ def least_confidence(
     return given.measured(LEAST_CONFIDENCE)
 
 
+@documented
 def margin(
     x: ArrayLike,
     /,
@@ -94,14 +89,10 @@ def margin(
 
     Parameters
     ----------
-    x : array
-        Scores: an array of any array-API library, or a list (taken as NumPy's).
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `x`; True takes part.
-    temperature : float or array, optional
-        The scores are divided by it.
+    {x}
+    {axis}
+    {where}
+    {temperature}
 
     Returns
     -------
@@ -111,12 +102,7 @@ def margin(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -137,6 +123,7 @@ def margin(
     return given.measured(MARGIN)
 
 
+@documented
 def entropy(
     x: ArrayLike,
     /,
@@ -151,14 +138,10 @@ def entropy(
 
     Parameters
     ----------
-    x : array
-        Scores: an array of any array-API library, or a list (taken as NumPy's).
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `x`; True takes part.
-    temperature : float or array, optional
-        The scores are divided by it.
+    {x}
+    {axis}
+    {where}
+    {temperature}
 
     Returns
     -------
@@ -168,12 +151,7 @@ def entropy(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------

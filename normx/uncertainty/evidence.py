@@ -12,11 +12,12 @@ from normx._options import ArrayLike
 from normx._vjp import shaped_as, vjp
 from normx.normalizers.pointwise import sigmoid
 from normx.normalizers.softmax import logsumexp
-from normx.uncertainty._measured import Pullback, Scores, bound, picked, scores_of
+from normx.uncertainty._measured import Pullback, Scores, bound, documented, picked, scores_of
 
 Array = Any
 
 
+@documented
 def inhibited(
     x: ArrayLike,
     /,
@@ -31,14 +32,11 @@ def inhibited(
 
     Parameters
     ----------
-    x : array
-        Scores: an array of any array-API library, or a list (taken as NumPy's).
+    {x}
     alpha : float or array
         Score of none of the classes; an array has one value per item, with size 1 along `axis`.
-    axis : int
-        Axis of the classes.
-    where : array of bool, optional
-        Broadcastable against `x`; True takes part.
+    {axis}
+    {where}
 
     Returns
     -------
@@ -47,12 +45,7 @@ def inhibited(
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
@@ -78,6 +71,7 @@ def inhibited(
     return given.rounded(sigmoid(alpha - level, bias=0.0))
 
 
+@documented
 def evidential(x: ArrayLike, /, *, axis: int = -1, where: ArrayLike | None = None) -> Any:
     r"""The share of a Dirichlet distribution that is not evidence for any class.
 
@@ -85,10 +79,8 @@ def evidential(x: ArrayLike, /, *, axis: int = -1, where: ArrayLike | None = Non
 
     Parameters
     ----------
-    x : array
-        Scores: an array of any array-API library, or a list (taken as NumPy's).
-    axis : int
-        Axis of the classes.
+    {x}
+    {axis}
     where : array of bool, optional
         Broadcastable against `x`; True takes part, and K is their number.
 
@@ -99,12 +91,7 @@ def evidential(x: ArrayLike, /, *, axis: int = -1, where: ArrayLike | None = Non
 
     Raises
     ------
-    TypeError
-        If an argument is of the wrong kind.
-    ValueError
-        If an argument has a wrong value or shape.
-    numpy.exceptions.AxisError
-        If `axis` does not exist; both a ValueError and an IndexError.
+    {raises}
 
     See Also
     --------
