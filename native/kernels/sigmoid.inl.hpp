@@ -41,7 +41,7 @@ template <bool poisoned, class T, class G> NX_NOINLINE void count_present(G g, c
     for (int k = 0; k < lines_of(v); ++k) odd[k] = fma(line(v, k), zero, odd[k]);  // NaN from now on, if that was infinite or NaN
   });
   for (int k = 1; k < group; ++k) odd[0] = odd[0] + odd[k];
-  if (reduce_max(select_eq(odd[0], zero, zero, one)) == 0) {
+  if (all_were_finite(odd[0])) {
     for (int r = 0; r < G::rows; ++r) n[r] = total_of<T>(static_cast<double>(g.n));
     return;
   }
