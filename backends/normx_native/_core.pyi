@@ -84,6 +84,7 @@ class RowsCall(Compiled):
         *,
         where: Any = None,
         g: Any = None,
+        result: Any = None,
         temperature: Any = None,
         sink: Any = None,
         parameters: list[Any] = ...,

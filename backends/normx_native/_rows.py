@@ -91,6 +91,8 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
     run = _call(plan, found, backward=True).run
     dtype = plan.library.dtype(plan.dtype)
     empty = allocator(home, plan.shape, dtype)
+    # In half precision the result has lost what the gradient is made of.
+    keeps_digits = plan.record.kind == "normalizer" and plan.dtype not in NARROW
 
     def pullback(
         x: Array,
@@ -115,6 +117,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
             dx,
             rows.spread(rows.left),
             g=dy if plan.record.kind == "normalizer" else rows.spread(dy),
+            result=y if keeps_digits and y is not None else None,
             parameters=[rows.value(name) for name in found.parameters],
             dparameters=[
                 rows.spread(gradients[name]) if name in gradients else None

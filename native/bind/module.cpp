@@ -167,7 +167,7 @@ class PyRowsCall final : public Compiled {
     if (numbers_.size() > 5) throw nb::value_error("more than four parameters");
   }
 
-  nb::str run(nb::handle x, nb::handle y, nb::handle flag, nb::handle where, nb::handle g, nb::handle temperature, nb::handle sink,
+  nb::str run(nb::handle x, nb::handle y, nb::handle flag, nb::handle where, nb::handle g, nb::handle result, nb::handle temperature, nb::handle sink,
               const std::vector<nb::object>& parameters, nb::handle dtemperature, nb::handle dsink,
               const std::vector<nb::object>& dparameters) const {
     if (parameters.size() > 4 || dparameters.size() > 4) throw nb::value_error("more than four parameters");
@@ -181,6 +181,7 @@ class PyRowsCall final : public Compiled {
     take(operand::x, x, -1, "x");
     take(operand::y, y, -1, "y");
     take(operand::g, g, -1, "g");
+    take(operand::result, result, -1, "result");
     take(operand::where, where, NPY_BOOL, "where");
     take(operand::flag, flag, NPY_BOOL, "flag");
     take(operand::temperature, temperature, NPY_DOUBLE, "temperature");
@@ -368,7 +369,7 @@ NB_MODULE(_core, m) {
       .def(nb::init<std::string_view, std::vector<std::int64_t>, std::vector<int>, bool, bool, double, std::vector<double>, std::vector<std::optional<double>>>(), "program"_a,
            "shape"_a, "axes"_a, nb::kw_only(), "backward"_a = false, "gives_up_empty"_a = false, "softcap"_a = 0.0, "constants"_a = std::vector<double>{},
            "numbers"_a = std::vector<std::optional<double>>{})
-      .def("run", &PyRowsCall::run, "x"_a, "y"_a, "flag"_a, nb::kw_only(), "where"_a = nb::none(), "g"_a = nb::none(),
+      .def("run", &PyRowsCall::run, "x"_a, "y"_a, "flag"_a, nb::kw_only(), "where"_a = nb::none(), "g"_a = nb::none(), "result"_a = nb::none(),
            "temperature"_a = nb::none(), "sink"_a = nb::none(), "parameters"_a = std::vector<nb::object>{}, "dtemperature"_a = nb::none(),
            "dsink"_a = nb::none(), "dparameters"_a = std::vector<nb::object>{},
            "Compute into y. Sets flag where a row is left to the formula. Returns the name of what ran.");

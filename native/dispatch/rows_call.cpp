@@ -59,6 +59,7 @@ const Target& RowsCall::run(const RowsOperand (&operands)[operand::count], const
     t.at[o] = operands[o].at;
     t.storage[o] = storage[o];
   }
+  if (!program().of_result) t.at[operand::result] = nullptr;
   for (const bool of_row : {false, true}) {
     RowsAxis* const list = of_row ? axes + max_axes : outer;
     int& count = of_row ? t.reduced : t.outer;
@@ -66,7 +67,7 @@ const Target& RowsCall::run(const RowsOperand (&operands)[operand::count], const
       if (reduced_[a] != of_row || shape_[a] == 1) continue;
       RowsAxis& axis = list[count++];
       axis.size = shape_[a];
-      for (int o = 0; o < operand::count; ++o) axis.stride[o] = operands[o].at && operands[o].strides ? operands[o].strides[a] : 0;
+      for (int o = 0; o < operand::count; ++o) axis.stride[o] = t.at[o] && operands[o].strides ? operands[o].strides[a] : 0;
     }
     // Rows may be visited in any order: the widest stride first. Elements of a row may not.
     if (!of_row) {
@@ -100,7 +101,7 @@ const Target& RowsCall::run(const RowsOperand (&operands)[operand::count], const
 
   const DefaultMode mode;
   const Target& target = current_target();
-  const std::int64_t needed = rows_scratch(n_, t.side, sinks.count, backward_);
+  const std::int64_t needed = rows_scratch(t);
   std::atomic<bool> out_of_memory = false;
   const auto body = [&](std::int64_t first, std::int64_t last_unit, char* scratch) {
     std::unique_ptr<char[]> own;

@@ -27,7 +27,7 @@ class RowsCall {
   struct Sinks {
     std::int64_t count = 0, stride = 0;
   };
-  // x, y and g have the storage types given; parameters, sinks and their gradients are doubles, flags are bytes: 1 for a row
+  // x, y, g and result have the storage types given; parameters, sinks and their gradients are doubles, flags are bytes: 1 for a row
   // that is left to the formula.
   const Target& run(const RowsOperand (&operands)[operand::count], const Storage (&storage)[operand::count], Sinks sinks) const;
 

@@ -18,6 +18,7 @@ struct RowView {
   double* x;              // their scores, after softcap
   double* y;              // forward: the weights, may be x itself; backward: the gradient of x over the temperature
   const double* g;        // backward: the cotangents; of a reduction there is one
+  const double* result;   // backward: what forward gave, in the precision it was stored in; null if that is not known
   double* room[2];        // for n more each
   double max, min;        // of x
   double temperature;
@@ -47,12 +48,13 @@ struct Program {
   bool (*backward[2])(RowView&);
   double (*least)(const RowView&);  // scores over the temperature below this have no mass; null: all have
   bool negated, log_space, reduces, fills;
+  bool of_result;  // backward looks at the result
   bool invariant;  // shifting the scores changes nothing
 };
 
 // The operands of a call, by place; those from `parameter` on have a value per row. A null pointer: there is none.
 namespace operand {
-enum : int { x, y, where, g, flag, sink, dsink, temperature, dtemperature, parameter, dparameter = parameter + 4, count = dparameter + 4 };
+enum : int { x, y, where, g, result, flag, sink, dsink, temperature, dtemperature, parameter, dparameter = parameter + 4, count = dparameter + 4 };
 }
 
 enum class Storage : std::uint8_t { f16, bf16, f32, f64 };
@@ -65,7 +67,7 @@ struct RowsAxis {
 
 struct RowsTask {
   char* at[operand::count];
-  Storage storage[operand::count];  // of x, y and g
+  Storage storage[operand::count];  // of x, y, g and result
   const RowsAxis* axes;             // the outer ones, then the reduced ones in C order
   int outer, reduced;
   std::int64_t n, sinks, sink_stride;
@@ -75,16 +77,18 @@ struct RowsTask {
   double softcap;                   // 0: none
   const double* constants;
   std::int64_t n_constants;
+
+  // Of each row: the scores, their cotangents, the result.
+  int kept() const { return 1 + backward + (at[operand::result] != nullptr); }
 };
 
 // Rows done together where they lie side by side: a cache line of floats.
 constexpr int most_side = 16;
 
-// Bytes of scratch: the rows themselves, with their cotangents, three rows of room, a row's sinks with their gradients, and a
-// flag for each entry.
+// Bytes of scratch: what is kept of the rows, three rows of room, a row's sinks with their gradients, and a flag for each entry.
 constexpr std::int64_t rows_pitch(std::int64_t n) { return ((n + 7) / 8 + 4) * 64; }
-constexpr std::int64_t rows_scratch(std::int64_t n, int side, std::int64_t sinks, bool backward) {
-  return rows_pitch(n) * (side * (backward ? 2 : 1) + 3) + sinks * 16 + n * side + 128;
+inline std::int64_t rows_scratch(const RowsTask& t) {
+  return rows_pitch(t.n) * (t.side * t.kept() + 3) + t.sinks * 16 + t.n * t.side + 128;
 }
 
 using RunRows = void (*)(const RowsTask&, const Program&, std::int64_t first, std::int64_t last, char* scratch);

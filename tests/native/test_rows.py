@@ -187,6 +187,50 @@ def test_gradients_agree_with_the_formula(name, dtype):
             np.testing.assert_allclose(gradient, want[key], rtol=0, atol=tolerance, err_msg=key)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax", "budget"])
+def test_gradients_start_from_the_result(name, dtype):
+    """They are those from the scores alone, and it is the result that they are made of."""
+    rng = np.random.default_rng(6)
+    x, dy = (2 * rng.normal(size=(2, 7, 90))).astype(dtype)
+    kept = rng.random(x.shape) < 0.7
+    number = {"entmax": 1.3, "budget": 3.25}.get(name)
+    known = {} if number is None else {"alpha" if name == "entmax" else "budget": number}
+    y = normx_function(name)(x, where=kept, **known)
+
+    def gradients(result):
+        dx, left = np.empty_like(x), np.zeros((7, 1), bool)
+        given = np.full(x.shape, number) if known else None
+        slope = np.zeros((7, 1)) if known else None
+        _core.RowsCall(name, x.shape, (1,), backward=True).run(
+            x,
+            dx,
+            np.broadcast_to(left, x.shape),
+            g=dy,
+            where=kept,
+            result=result,
+            parameters=[given] if known else [],
+            dparameters=[np.broadcast_to(slope, x.shape)] if known else [],
+        )
+        assert not left.any()
+        return [dx] if slope is None else [dx, slope]
+
+    tolerance = {"rtol": 0, "atol": 4 * np.finfo(dtype).eps * np.abs(dy).max()}
+    for got, want in zip(gradients(y), gradients(None), strict=True):
+        np.testing.assert_allclose(got, want, **tolerance)
+    others = np.roll(y, 1, axis=0)  # weights of other rows
+    assert not np.allclose(gradients(others)[0], gradients(y)[0], atol=1e-3)
+
+
+def test_weights_that_are_rounded_to_1_move():
+    """The budget cuts a weight where its score is too high, and not where rounding makes it 1."""
+    x = np.array([[0.0, -(1.0 - 2.0**-24)], [0.0, -1.0]], np.float32)
+    dy = np.array([[1.0, 3.0], [1.0, 3.0]], np.float32)
+    y, pullback = normx.vjp(normx.budget, x, budget=1.0, backend="native")
+    assert y[0, 0] == 1.0 and y[0, 1] > 0.0
+    np.testing.assert_array_equal(pullback(dy)["x"], [[-1.0, 1.0], [0.0, 0.0]])
+
+
 @pytest.mark.parametrize("hard", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_noise(dtype, hard):

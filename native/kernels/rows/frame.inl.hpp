@@ -177,8 +177,9 @@ class Frame {
     for (int o = 0; o < operand::count; ++o) at[o] = t.at[o] ? t.at[o] + outer.offset[o] : nullptr;
     neighbour = t.axes[t.outer - 1].stride;
     read(operand::x, side, x(0), program.negated ? -1 : 1, seen);
-    Glance of_cotangents[most_side];
+    Glance of_cotangents[most_side], of_results[most_side];
     if (t.backward && !program.reduces) read(operand::g, side, g(0), 1, of_cotangents);
+    if (t.at[operand::result]) read(operand::result, side, result(0), 1, of_results);
     bool all_done = true;
     for (int k = 0; k < side; ++k) all_done &= row(k);
     if (program.reduces && !t.backward) return;
@@ -191,7 +192,8 @@ class Frame {
  private:
   double* x(int k) const { return buffers + pitch * k; }
   double* g(int k) const { return buffers + pitch * (t.side + k); }
-  double* room(int i) const { return buffers + pitch * (t.side * (t.backward ? 2 : 1) + i); }
+  double* result(int k) const { return buffers + pitch * (2 * t.side + k); }
+  double* room(int i) const { return buffers + pitch * (t.side * t.kept() + i); }
   const char* place(int o, int k) const { return at[o] + neighbour[o] * k; }
   double number(int o, int k) const {
     double value;
@@ -246,6 +248,15 @@ class Frame {
   // What becomes of an entry: `where` leaves it out; it is present; it is kept, but -inf or without mass.
   enum : char { out = 0, present = 1, massless = 2 };
 
+  // What is present of n entries, moved together; how many that are.
+  std::int64_t close_ranks(double* entries, const char* fate) const {
+    std::int64_t n = 0;
+    for (std::int64_t i = 0; i < t.n; ++i) {
+      entries[n] = entries[i];
+      n += fate[i] == present;
+    }
+    return n;
+  }
   // Moves the entries that are present together. False: NaN or +inf is among those that are kept. (No branch depends on an
   // entry: of a random mask they would cost forty times as much.)
   NX_NOINLINE bool sift(RowView& r, int k) const {
@@ -272,19 +283,12 @@ class Frame {
       fate[i] = static_cast<char>(fate[i] * (stays ? present : massless));
     }
     double* const cotangents = t.backward && !program.reduces ? g(k) : nullptr;
-    std::int64_t n = 0;
-    for (std::int64_t i = 0; i < all; ++i) {
-      scores[n] = scores[i];
-      n += fate[i] == present;
-    }
+    const std::int64_t n = close_ranks(scores, fate);
     if (cotangents) {
       for (std::int64_t i = 0; program.fills && i < all; ++i) r.left_out_cotangents += fate[i] == out ? cotangents[i] : 0;
-      n = 0;
-      for (std::int64_t i = 0; i < all; ++i) {
-        cotangents[n] = cotangents[i];
-        n += fate[i] == present;
-      }
+      close_ranks(cotangents, fate);
     }
+    if (t.at[operand::result]) close_ranks(result(k), fate);
     r.n = n;
     const Glance those = widen_row<f64>(reinterpret_cast<const char*>(scores), scores, n, 1);
     r.max = those.max;
@@ -323,6 +327,7 @@ class Frame {
     double one;
     if (t.backward) {
       r.g = g(k);
+      if (t.at[operand::result]) r.result = result(k);
       if (program.reduces) {
         widen_row(t.storage[operand::g], place(operand::g, k), 0, &one, 1);
         r.g = &one;
@@ -385,6 +390,7 @@ class Frame {
     if (t.backward && !program.reduces) {
       for (std::int64_t i = r.n; i < r.n + padding; ++i) g(k)[i] = 0;
     }
+    for (std::int64_t i = r.n; r.result && i < r.n + padding; ++i) result(k)[i] = 0;
     if (!(t.backward ? backward(r, k) : program.forward[t.exact](r))) return false;
     if (!whole && (!program.reduces || t.backward)) spread(r, k);
     return true;

@@ -1,6 +1,10 @@
 // Normalizers that give exact zeros. Each has one unknown per row, a threshold, found without a sort: Newton's method on the
 // few entries that can be above it, then once more in two words, because a weight is a difference that may be far smaller than
 // its terms. One instance serves all storage types.
+//
+// Gradients need the weights, not the threshold, and start from the result if it is known. Expected: what reading one more row
+// takes instead of a search. Measured, 16 rows of 50257 floats, before and after, and entmax's autograd: budget 4.05, 1.83 and
+// 2.7 ms; entmax 1.87, 1.43 and 2.6; sparsemax and entmax15, whose search is short, 1.24 and 1.24, and 2.1.
 
 // The scores that may lie above the threshold, relative to the maximum: z + threshold > 0 with a threshold of at most 1.
 struct Candidates {
@@ -14,6 +18,16 @@ NX_INLINE bool any_above(const double* x, double cutoff) {
   const Vec<double> a = max_skip_nan(load<double>(bytes(x)), load<double>(bytes(x + 8)));
   const Vec<double> b = max_skip_nan(load<double>(bytes(x + 16)), load<double>(bytes(x + 24)));
   return reduce_max(max_skip_nan(a, b)) > cutoff;
+}
+// body(i) where x[i] is above the cutoff.
+template <class F> NX_INLINE void each_above(const double* x, std::int64_t n, double cutoff, F&& body) {
+  for (std::int64_t first = 0; first < n; first += at_a_glance) {
+    if (!any_above(x + first, cutoff)) continue;
+    const std::int64_t end = n - first < at_a_glance ? n : first + at_a_glance;
+    for (std::int64_t i = first; i < end; ++i) {
+      if (x[i] > cutoff) body(i);
+    }
+  }
 }
 // Scores up to this have z ≤ −1, whatever rounding does.
 NX_INLINE double cutoff_of(const Relative<true>& z) { return z.origin - (1 + 1e-9) / static_cast<double>(z.c) - 1e-9 * __builtin_fabs(z.origin); }
@@ -135,6 +149,7 @@ NX_INLINE double project(const RowView& r, double* weight) {
 
 struct sparsemax {
   static constexpr bool invariant = true;
+  static constexpr bool of_result = true;
   static NX_NOINLINE bool solve(const RowView& r) {
     const Relative<true> z(r, 1);
     if (!z.finite()) return false;
@@ -143,8 +158,9 @@ struct sparsemax {
   }
   template <bool exact> static bool forward(RowView& r) { return solve(r); }
   template <bool exact> static bool backward(RowView& r) {
-    if (!solve(r)) return false;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.y[i] > 0 ? 1 : 0;
+    if (!r.result && !solve(r)) return false;
+    const double* const p = r.result ? r.result : r.y;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = p[i] > 0 ? 1 : 0;
     project(r, r.y);
     return true;
   }
@@ -152,6 +168,7 @@ struct sparsemax {
 
 struct entmax15 {
   static constexpr bool invariant = true;
+  static constexpr bool of_result = true;
   static NX_NOINLINE bool solve(const RowView& r, double* low) {
     const Relative<true> z(r, 0.5);
     if (!z.finite()) return false;
@@ -165,7 +182,11 @@ struct entmax15 {
     return true;
   }
   template <bool exact> static bool backward(RowView& r) {
-    if (!solve(r, nullptr)) return false;
+    if (r.result) {
+      for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = __builtin_sqrt(r.result[i]);
+    } else if (!solve(r, nullptr)) {
+      return false;
+    }
     project(r, r.y);
     return true;
   }
@@ -173,11 +194,12 @@ struct entmax15 {
 
 // Powers of the bases, by scalars: there are few.
 NX_INLINE void raise(const RowView& r, double power) {
-  for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.y[i] > 0 ? __builtin_pow(r.y[i], power) : 0;
+  each_above(r.y, r.n, 0, [&](std::int64_t i) NX_INLINED { r.y[i] = __builtin_pow(r.y[i], power); });
 }
 
 struct entmax {
   static constexpr bool invariant = true;
+  static constexpr bool of_result = true;
   enum { alpha };
   // Nearer to 1 the formula takes the limit. Far from it the smallest weights have bases that a threshold of one word is too coarse
   // for: of rows of 40 normal scores, alpha = 4 left 228 last places of a double, and alpha = 10 as many of a float as 6000.
@@ -207,19 +229,18 @@ struct entmax {
   // With L = log p and a = alpha − 1: a weight moves by p^(1 − a) with its score, and by −p L² (exp(−aL) − 1 + aL)/(aL)² with
   // alpha, less the sum's part.
   template <bool exact> static bool backward(RowView& r) {
-    if (!forward<exact>(r)) return false;
-    settle(r);
+    if (!usable<exact>(r.p[alpha]) || (!r.result && !forward<exact>(r))) return false;
+    if (!r.result) settle(r);
+    const double* const weights = r.result ? r.result : r.y;
     const double a = r.p[alpha] - 1;
     double* const weight = r.room[0];
     double* const direct = r.room[1];
-    for (std::int64_t i = 0; i < r.n; ++i) {
-      const double p = r.y[i];
-      weight[i] = direct[i] = 0;
-      if (!(p > 0)) continue;
-      const double log = __builtin_log(p), y = -a * log < 700 ? -a * log : 700;
+    for (std::int64_t i = 0; i < r.n; ++i) weight[i] = direct[i] = 0;
+    each_above(weights, r.n, 0, [&](std::int64_t i) NX_INLINED {
+      const double p = weights[i], log = __builtin_log(p), y = -a * log < 700 ? -a * log : 700;
       weight[i] = p * __builtin_exp(y);
       direct[i] = -p * log * log * curvature(y);
-    }
+    });
     const double mean = project(r, weight);
     const Vec<double> centre = all(mean);
     r.dp[alpha] = static_cast<double>(sum<false>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
@@ -279,6 +300,7 @@ struct normmax {
 
 struct budget {
   static constexpr bool invariant = true;
+  static constexpr bool of_result = true;
   enum { total };
 
   template <int L> static NX_INLINE auto clipped(Vec<double, L> b) {
@@ -341,11 +363,29 @@ struct budget {
     return true;
   }
   template <bool exact> static bool forward(RowView& r) { return solve(r); }
+  // Whether the result tells which weights are cut to 1, and not merely rounded to it: by how far the scores of those lie above
+  // the highest one that was not cut.
+  template <bool exact> static NX_NOINLINE bool is_told(const RowView& r) {
+    const Vec<double> zero = all(0.0), one = all(1.0), none = all(-inf);
+    Vec<double> part = zero, score = none, whole = none;  // the highest weight below 1, its score, and minus the lowest of weight 1
+    for (std::int64_t i = 0; i < r.n; i += lanes8) {
+      const Vec<double> x = load<double>(bytes(r.x + i)), p = load<double>(bytes(r.result + i));
+      const Vec<double> uncut = select_lt(p, one, p, zero);
+      part = max_skip_nan(part, uncut);
+      score = max_skip_nan(score, select_lt(zero, uncut, x, none));
+      whole = max_skip_nan(whole, select_lt(p, one, none, negated(x)));
+    }
+    const double above = (-reduce_max(whole) - reduce_max(score)) / r.temperature;
+    return reduce_max(part) > 0 && reduce_max(part) + above > 1 + (exact ? 0x1p-40 : 0x1p-20);
+  }
   template <bool exact> static bool backward(RowView& r) {
-    if (!(r.p[total] < static_cast<double>(r.n)) || !solve(r)) return false;
+    if (!(r.p[total] < static_cast<double>(r.n))) return false;
+    const bool told = r.result && is_told<exact>(r);
+    if (!told && !solve(r)) return false;
+    const double* const weights = told ? r.result : r.y;
     double inside = 0;
     for (std::int64_t i = 0; i < r.n; ++i) {
-      r.y[i] = r.y[i] > 0 && r.y[i] < 1 ? 1 : 0;
+      r.y[i] = weights[i] > 0 && weights[i] < 1 ? 1 : 0;
       inside += r.y[i];
     }
     r.dp[total] = 0;
