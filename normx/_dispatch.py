@@ -388,6 +388,8 @@ def _form(word: str, value: Any) -> Any:
         return None
     if hasattr(value, "dtype") and not isinstance(value, np.generic | type):
         return type(value), tuple(value.shape), value.dtype, getattr(value, "device", None)
+    if isinstance(value, tuple):  # 1, 1.0 and True are equal, and not the same keyword
+        return type(value), tuple(_form(word, entry) for entry in value)
     return type(value), value
 
 

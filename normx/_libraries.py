@@ -125,7 +125,7 @@ class NumPyLibrary(ArrayAPILibrary):
         return fresh
 
     def exchange(self) -> Exchange:
-        return Exchange()
+        return Exchange(kinds=frozenset({np.ndarray}))
 
     def device(self, x: Array) -> Any:
         return "cpu"

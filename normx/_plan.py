@@ -184,10 +184,11 @@ class Prepared:
             # What a cached plan cannot know: flags may change.
             _check_writable(plan.record.name, library, out)
             # Reshaped or rounded at the end, or written to where something is still to be read.
+            read = [a for a in (x, where, *parameters.values()) if hasattr(a, "shape")]
             if (
                 self.expand
                 or not library.has_dtype(out, plan.dtype)
-                or any(library.overlaps(out, array) for array in (x, where) if array is not None)
+                or any(library.overlaps(out, array) for array in read)
             ):
                 place = None
         result, kernel = call(scores, where, place, parameters)

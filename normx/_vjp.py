@@ -104,8 +104,8 @@ def pullback_of(
 
     def pullback(dy: Array) -> dict[str, Array]:
         home, dy = _arrive(record, dy)
-        fits = library.has_dtype(dy, plan.dtype)
-        real = fits or dtype_name(dy.dtype) in (*FLOATS, *INTEGERS)
+        name = dtype_name(dy.dtype)
+        real = name in (*FLOATS, *INTEGERS)
         if home is not library or tuple(dy.shape) != shape_of_y or not real:
             raise wrong(
                 ValueError,
@@ -119,8 +119,9 @@ def pullback_of(
             return of_nothing(plan, x, passed)
         xp = library.namespace()
         dy = xp.reshape(dy, plan.result_shape)
-        if not fits and dtype_name(dy.dtype) not in FLOATS:
-            dy = library.cast(dy, plan.dtype)
+        name = name if name in FLOATS else plan.dtype
+        if not library.has_dtype(dy, name):  # integers, or another order of bytes
+            dy = library.cast(dy, name)
         who = by
         try:
             gradients, kernel = gradient_of(scores, where, arrays, result, dy)

@@ -161,10 +161,11 @@ class CallCache(Protocol):
 class Exchange:
     """What tells that arrays of a type can be handed to compiled code, and out of it.
 
-    Their type is NumPy's, or has DLPack's table of functions (``__dlpack_c_exchange_api__``).
-
     Attributes
     ----------
+    kinds : frozenset of type
+        The types themselves: NumPy's, or some that have DLPack's table of functions
+        (``__dlpack_c_exchange_api__``).  Results are what that makes, so subclasses do not count.
     watches : tuple of callable
         Each returns something false unless the library follows what is done to arrays: a
         tracer, a mode.
@@ -175,6 +176,7 @@ class Exchange:
         more to it than its memory: it is differentiated, say, or holds its negative.
     """
 
+    kinds: frozenset[type]
     watches: tuple[Callable[[], Any], ...] = ()
     variables: tuple[tuple[ModuleType, str, Any], ...] = ()
     marks: tuple[str, ...] = ()

@@ -72,8 +72,11 @@ class JaxLibrary(ArrayAPILibrary):
         jax.clear_caches()
 
     def key(self, x: Any) -> Any:
-        # Whether values may be looked at is part of what a plan depends on.
-        return x.shape, x.dtype, self.is_concrete(x), self.on_host(x), self.on_cuda(x)
+        import jax
+
+        # What integers become, and whether values may be looked at, is part of a plan.
+        wide = jax.config.jax_enable_x64
+        return x.shape, x.dtype, wide, self.is_concrete(x), self.on_host(x), self.on_cuda(x)
 
     def is_concrete(self, x: Any) -> bool:
         import jax

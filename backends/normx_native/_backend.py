@@ -125,16 +125,21 @@ class NativeBackend(Backend):
         context: tuple[ContextVar[Any], ...],
     ) -> CallCache | None:
         exchange = plan.library.exchange()
-        if exchange is None or self.algorithm != "auto" or 0 in plan.shape:
+        if exchange is None or kind not in exchange.kinds:
             return None
-        if kind is not np.ndarray and not hasattr(kind, "__dlpack_c_exchange_api__"):
+        if self.algorithm != "auto" or 0 in plan.shape:
             return None
         compiled = self._compiled(plan) if self.has_kernel(plan) else _rows.compiled(plan, numbers)
         if compiled is None:
             return None
         own = cache if isinstance(cache, _core.CallCache) else None
         own = own or _core.CallCache(
-            kind, context, exchange.watches, exchange.variables, exchange.marks
+            kind,
+            context,
+            exchange.watches,
+            exchange.variables,
+            exchange.marks,
+            takes_out="out" in plan.record.keywords,
         )
         own.keep(keywords, compiled, plan.dtype, plan.shape, plan.result_shape)
         return own

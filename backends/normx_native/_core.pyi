@@ -29,6 +29,7 @@ class CallCache:
         watches: Sequence[Callable[[], Any]],
         variables: Sequence[tuple[ModuleType, str, Any]],
         marks: Sequence[str],
+        takes_out: bool = True,
     ) -> None: ...
     def run(self, x: Any, keywords: dict[str, Any]) -> Any: ...
     def keep(

@@ -51,7 +51,7 @@ class TorchLibrary(ArrayAPILibrary):
         # Integers become the default dtype, which is the user's to change.
         dtype = x.dtype
         default = None if dtype.is_floating_point else torch.get_default_dtype()
-        return x.shape, dtype, x.device, default
+        return x.shape, dtype, x.device, x.layout, default
 
     def is_concrete(self, x: Any) -> bool:
         return type(x) in _ops.PLAIN and not x.is_meta and not _ops.watched()
@@ -64,7 +64,8 @@ class TorchLibrary(ArrayAPILibrary):
 
     def host_view(self, x: Any) -> Any:
         if x.dtype is torch.bfloat16:  # torch and NumPy know this one by different names
-            return self.host_view(x.view(torch.int16)).view(numpy_library.dtype("bfloat16"))
+            bits = self.host_view(x.resolve_neg().view(torch.int16))
+            return bits.view(numpy_library.dtype("bfloat16"))
         return x.numpy(force=x.requires_grad or x.is_neg())
 
     def host_address(self, x: Any) -> int | None:
@@ -78,7 +79,8 @@ class TorchLibrary(ArrayAPILibrary):
     def exchange(self) -> Exchange:
         # Wrappers of torch.func, sparse tensors and such have no entry in the exchange.
         return Exchange(
-            watches=(_ops.modes,),
+            kinds=_ops.PLAIN if hasattr(Tensor, "__dlpack_c_exchange_api__") else frozenset(),
+            watches=(_ops.modes, _ops.scripting),
             variables=((forward_ad, "_current_level", -1),),
             marks=("requires_grad", "is_neg"),
         )
@@ -100,6 +102,7 @@ class TorchLibrary(ArrayAPILibrary):
 
     def entered(self, plan: Plan, backend: str, call: Call) -> Call:
         plain, transformation, modes = _ops.PLAIN, _ops.transformation, _ops.modes
+        scripting = _ops.scripting
         learning = torch.is_grad_enabled
         form: str | None = None  # the same in every call: numbers are part of what a plan is for
 
@@ -111,6 +114,7 @@ class TorchLibrary(ArrayAPILibrary):
                 type(x) in plain
                 and transformation() is None
                 and not modes()
+                and not scripting()
                 and forward_ad._current_level < 0
                 and not (x.requires_grad and learning())
                 and not (out is not None and _is_followed(out))
@@ -223,7 +227,7 @@ class TorchLibrary(ArrayAPILibrary):
         if out is x or not (self.is_concrete(out) and self.is_concrete(x)):
             return False  # where there is no memory, results are copied into `out`
         begin, end = zip(_reach(out), _reach(x), strict=True)
-        same = begin[0] == begin[1] and out.stride() == x.stride() and out.shape == x.shape
+        same = begin[0] == begin[1] and out.shape == x.shape and _steps(out) == _steps(x)
         return not same and max(begin) < min(end)
 
     def number(self, value: Any) -> Any:
@@ -236,6 +240,11 @@ class TorchLibrary(ArrayAPILibrary):
 def _precision(dtype: str) -> str:
     """The dtype of parameters beside scores of a dtype."""
     return "float32" if dtype in NARROW else dtype
+
+
+def _steps(x: Tensor) -> list[int]:
+    """The strides of a tensor, in bytes."""
+    return [step * x.element_size() for step in x.stride()]
 
 
 def _reach(x: Tensor) -> tuple[int, int]:

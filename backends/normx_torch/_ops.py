@@ -30,12 +30,15 @@ from normx.plugins import Call, Pullback, Refusal, dtype_name
 #: Types of tensors that are nothing but memory.
 PLAIN = frozenset({Tensor, torch.nn.Parameter})
 modes = torch._C._len_torch_dispatch_stack
+scripting = torch._C._is_tracing  # as torch.jit.trace does
 transformation = torch._C._functorch.peek_interpreter_stack
 
 
 def watched() -> bool:
     """Whether torch follows what is done to tensors: a tracer, a transformation, a mode."""
-    return transformation() is not None or modes() > 0 or forward_ad._current_level >= 0
+    return (
+        transformation() is not None or modes() > 0 or scripting() or forward_ad._current_level >= 0
+    )
 
 
 def _are_plain(tensors: Sequence[Tensor]) -> bool:

@@ -48,8 +48,8 @@ class CallCache {
   // `watches` return something false, `variables` of modules are the objects given, and its `marks`, attributes or methods, are
   // false. Python itself takes twice the time to find out.
   CallCache(nb::type_object kind, std::vector<nb::object> context, std::vector<nb::object> watches,
-            const std::vector<std::tuple<nb::object, nb::str, nb::object>>& variables, const std::vector<nb::str>& marks)
-      : kind_(std::move(kind)), exchange_(exchange_of(kind_)), context_(std::move(context)), watches_(std::move(watches)) {
+            const std::vector<std::tuple<nb::object, nb::str, nb::object>>& variables, const std::vector<nb::str>& marks, bool takes_out)
+      : takes_out_(takes_out), kind_(std::move(kind)), exchange_(exchange_of(kind_)), context_(std::move(context)), watches_(std::move(watches)) {
     for (const auto& [module, name, value] : variables) {
       if (!PyModule_Check(module.ptr())) throw nb::type_error("variables: variables of modules were wanted");
       variables_.push_back({nb::borrow(PyModule_GetDict(module.ptr())), name, value});
@@ -184,12 +184,12 @@ class CallCache {
   }
 
   // False for other values than plans are kept by as they are. Names and strings are words by their hashes, of 64 bits.
-  static bool options_of(nb::handle keywords, Options& options) {
+  bool options_of(nb::handle keywords, Options& options) const {
     static const Py_hash_t out = PyObject_Hash(nb::str("out").ptr());
     PyObject *name, *value;
     for (Py_ssize_t at = 0; PyDict_Next(keywords.ptr(), &at, &name, &value);) {
       const Py_hash_t hash = PyObject_Hash(name);
-      if (hash == out) {
+      if (takes_out_ && hash == out) {
         if (value != Py_None) options.out = value;
         continue;
       }
@@ -306,6 +306,7 @@ class CallCache {
     return nb::steal(static_cast<PyObject*>(result));
   }
 
+  const bool takes_out_;  // else `out` is a keyword like any other, and no call was kept with it
   const nb::type_object kind_;
   const dlpack::Exchange* const exchange_;  // null for NumPy's arrays
   const std::vector<nb::object> context_, watches_;

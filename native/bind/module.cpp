@@ -355,8 +355,8 @@ NB_MODULE(_core, m) {
 
   nb::class_<Compiled>(m, "Compiled", "A call that was planned.");
   nb::class_<CallCache>(m, "CallCache", "Calls of a function on one type of arrays, kept by what their plans depend on.")
-      .def(nb::init<nb::type_object, std::vector<nb::object>, std::vector<nb::object>, std::vector<std::tuple<nb::object, nb::str, nb::object>>, std::vector<nb::str>>(),
-           "kind"_a, "context"_a, "watches"_a, "variables"_a, "marks"_a)
+      .def(nb::init<nb::type_object, std::vector<nb::object>, std::vector<nb::object>, std::vector<std::tuple<nb::object, nb::str, nb::object>>, std::vector<nb::str>, bool>(),
+           "kind"_a, "context"_a, "watches"_a, "variables"_a, "marks"_a, "takes_out"_a = true)
       .def("run", &CallCache::run, "x"_a, "keywords"_a, "The result, as a call that was kept computes it; None if no one knows how.")
       .def("keep", &CallCache::keep, "keywords"_a, "call"_a, "dtype"_a, "shape"_a, "result_shape"_a, "Keep a call for scores of a form.");
 

@@ -130,6 +130,19 @@ def test_gradients_are_the_kernels():
     np.testing.assert_allclose(jax.grad(loss)(x), jax.grad(reference)(x), rtol=1e-4, atol=1e-6)
 
 
+def test_what_integers_become_is_asked_in_every_call():
+    import jax
+
+    x = rows(dtype=np.int32)
+    assert normx.softmax(x).dtype == "float32"
+    with jax.enable_x64(True):
+        assert normx.softmax(x).dtype == "float64"
+        assert normx.softmax(rows(), dtype="float64").dtype == "float64"
+    assert normx.softmax(x).dtype == "float32"
+    with pytest.raises(TypeError):
+        normx.softmax(rows(), dtype="float64")
+
+
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 def test_derivatives_to_the_second_order(record, float64):
     """Forward, reverse, and each over the other, against differences."""

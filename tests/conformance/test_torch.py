@@ -280,6 +280,53 @@ def test_a_tensor_that_holds_its_negative_is_read_as_what_it_is():
     assert torch.equal(normx.sigmoid(torch._neg_view(x)), normx.sigmoid(-x))
 
 
+def test_a_tensor_of_halves_that_holds_its_negative_has_its_rows_and_gradients():
+    x = torch.tensor([[1.0, 2.0, 2.5]], dtype=torch.bfloat16)
+    y, pullback = normx.vjp(normx.sparsemax, torch._neg_view(x))
+    assert torch.equal(y, normx.sparsemax(-x))
+    assert torch.equal(pullback(torch._neg_view(x))["x"], pullback(-x)["x"])
+
+
+def test_results_that_begin_where_a_mask_does():
+    memory, mask = torch.zeros(2, 8), torch.arange(16).view(2, 8) % 2 == 0
+    where = memory.view(-1).view(torch.bool)[:16].view(2, 8)
+    where.copy_(mask)
+    x = torch.arange(16.0).view(2, 8)
+    for f in (normx.softmax, normx.entmax15):
+        where.copy_(mask)
+        assert torch.equal(f(x, where=where, out=memory), f(x, where=mask))
+
+
+def test_subclasses_keep_their_type():
+    class Named(torch.Tensor):
+        pass
+
+    x = torch.randn(2, 3).as_subclass(Named)
+    assert [type(normx.softmax(x)) for _ in range(3)] == [Named] * 3
+
+
+def test_layouts_that_were_not_seen_are_refused_by_name():
+    x = torch.randn(2, 3)
+    normx.entmax15(x)
+    normx.entmax15(x)
+    with pytest.raises(TypeError, match=r"sparse_coo; pass x.to_dense"):
+        normx.entmax15(x.to_sparse())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch.jit, which will go
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are constants
+@pytest.mark.parametrize("learns", [False, True])
+def test_scripts_of_what_was_seen_compute(learns):
+    class Gated(torch.nn.Linear):
+        def forward(self, x):
+            return x * normx.softmax(super().forward(x))
+
+    model, x, others = Gated(5, 5).requires_grad_(learns), torch.randn(3, 5), torch.randn(3, 5)
+    model(x)
+    script = torch.jit.trace(model, (x,))
+    torch.testing.assert_close(script(others), model(others))
+
+
 def test_tensors_without_data_have_results_without_data():
     from torch._subclasses import FakeTensorMode
 

@@ -103,6 +103,14 @@ def test_scores_within_their_elements_start_from_the_scores():
     np.testing.assert_allclose(dx, pulled("softmax", x.copy(), dy)[1], rtol=2e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("function", ["softmax", "sparsemax", "zscore"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cotangents_may_have_their_bytes_in_another_order(function, dtype):
+    x, dy = RNG.normal(size=(2, 3, 32)).astype(dtype)
+    swapped = dy.astype(np.dtype(dtype).newbyteorder())
+    np.testing.assert_array_equal(pulled(function, x, swapped)[1], pulled(function, x, dy)[1])
+
+
 @pytest.mark.parametrize(
     "keywords", [{"temperature": 0.5}, {"softcap": 2.0}, {"sink": 0.0}, {"empty": "uniform"}]
 )

@@ -54,6 +54,22 @@ def test_a_cached_plan_does_not_confuse_true_with_one():
         normx.logsumexp(X, keepdims=1)
 
 
+@pytest.mark.parametrize(
+    ("f", "right", "wrong"),
+    [
+        (normx.softmax, {"axis": (0, 1)}, {"axis": (False, True)}),
+        (normx.softmax, {"axis": (0, 1)}, {"axis": (0.0, 1.0)}),
+        (normx.softmax, {"where": (True, False, True)}, {"where": (1, 0, 1)}),
+        (normx.adaptive_softmax, {"coefficients": (0, 1)}, {"coefficients": (False, True)}),
+    ],
+)
+def test_a_cached_plan_does_not_confuse_entries_that_are_equal(f, right, wrong):
+    x = np.ones((2, 3), np.float32)
+    f(x, **right)
+    with pytest.raises(TypeError):
+        f(x, **wrong)
+
+
 def test_plans_do_not_pile_up():
     for n in range(1, 2500):
         normx.softmax(np.zeros(n, np.float32))

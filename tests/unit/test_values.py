@@ -275,6 +275,22 @@ def test_sinks_take_mass_and_get_no_weight(backend):
         np.testing.assert_allclose(np.exp(log), whole[:, :3], rtol=1e-12)
 
 
+def test_results_may_take_the_place_of_parameters(backend):
+    """They are read before anything is written there, whichever row they belong to."""
+    x = 1.0 + np.random.default_rng(0).random((4, 4))
+    for f, name in (
+        (normx.softmax, "temperature"),
+        (normx.entmax, "alpha"),
+        (normx.softmax, "sink"),
+        (normx.ssmax, "s"),
+    ):
+        for part in (lambda out: out[::-1, :1], lambda out: out[:1].T):
+            out = x.copy()
+            value = part(out)
+            want = call(f, backend, x, **{name: value.copy()})
+            np.testing.assert_array_equal(call(f, backend, x, **{name: value}, out=out), want)
+
+
 def test_masks_are_not_expanded(backend):
     """A mask that broadcasts costs no memory of the size of x."""
     tracemalloc = pytest.importorskip("tracemalloc")
