@@ -139,8 +139,8 @@ def _roughly(xp: Any, y: Array, power: Double | int) -> Array:
     return 1.0 + y if power == 1 else (1.0 + y) * (1.0 + y)
 
 
-def _threshold(row: Row, curve: _Curve) -> tuple[Double, Array]:
-    """The threshold, short of rounding, and how far off it can be.
+def _threshold(row: Row, curve: _Curve) -> tuple[Array, Array, Array]:
+    """The threshold in two words, short of rounding, and how far off it can be.
 
     Halved is the interval of -log(threshold**power), which is that between 0 and log n.
     In it the limits of all powers are harmless: a power without end makes it the
@@ -162,18 +162,20 @@ def _threshold(row: Row, curve: _Curve) -> tuple[Double, Array]:
     depth = xp.minimum(high * curve.inverse, 0.0 * high + _DEPTH[dtype])
     near_one = arithmetic.two_sum(xp.ones_like(high), xp.expm1(-depth))
     shallow = depth < 0.5
-    threshold = Double(
-        xp.where(shallow, near_one.hi, xp.exp(-depth)), xp.where(shallow, near_one.lo, 0.0)
-    )
+    threshold = xp.where(shallow, near_one.hi, xp.exp(-depth))
     # An error of the sum is as large in the logarithm that was halved, at most.
     off = 4.0 * (high - low) + _ROUNDING[dtype] * (1.0 + high)
-    return threshold, threshold.hi * xp.minimum(off * curve.inverse, 0.0 * high + 0.25)
+    most = threshold * xp.minimum(off * curve.inverse, 0.0 * high + 0.25)
+    return threshold, xp.where(shallow, near_one.lo, 0.0), most
 
 
 def _solved(row: Row, curve: _Curve) -> _Solved:
     """The support, and its bases to their last place."""
     xp, dtype = row.xp, row.dtype
-    threshold, most = _threshold(row, curve)
+    # Its derivatives come with the steps below, an order with each.  Those of the halvings are
+    # nothing but work: XLA ran a program with the second ones for minutes.
+    hi, lo, most = map(row.library.stop_gradient, _threshold(row, curve))
+    threshold = Double(hi, lo)
     z = row.centred.relative
     # Below, no threshold lifts a base above 0.
     near = xp.maximum(z.hi, -_FAR) * curve.scale > -2.0
