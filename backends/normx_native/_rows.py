@@ -117,7 +117,7 @@ def backward(plan: Plan, home: Library) -> Pullback | Refusal:
             dx,
             rows.spread(rows.left),
             g=dy if plan.record.kind == "normalizer" else rows.spread(dy),
-            result=y if keeps_digits and y is not None else None,
+            result=y if keeps_digits else None,
             parameters=[rows.value(name) for name in found.parameters],
             dparameters=[
                 rows.spread(gradients[name]) if name in gradients else None
