@@ -88,7 +88,7 @@ constexpr int most_side = 16;
 // Bytes of scratch: what is kept of the rows, three rows of room, a row's sinks with their gradients, and a flag for each entry.
 constexpr std::int64_t rows_pitch(std::int64_t n) { return ((n + 7) / 8 + 4) * 64; }
 inline std::int64_t rows_scratch(const RowsTask& t) {
-  return rows_pitch(t.n) * (t.side * t.kept() + 3) + t.sinks * 16 + t.n * t.side + 128;
+  return rows_pitch(t.n) * (t.side * t.kept() + 3) + t.sinks * 16 + (t.n + 7) / 8 * 8 * t.side + 128;
 }
 
 using RunRows = void (*)(const RowsTask&, const Program&, std::int64_t first, std::int64_t last, char* scratch);

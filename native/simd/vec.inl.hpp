@@ -16,6 +16,10 @@
 //   select_eq, select_lt(a, b, yes, no) a NaN chooses `no`
 //   lower(x), upper(x)                  float to double, half a register each
 //   load_half<H>(p), store_half<H>(p, x)   f16 and bf16 as float, nearest-even
+//   flags(p)                            1 for each byte that is not 0, as many bytes as lanes
+//   ones_together(x, bytes)             doubles only: the lanes whose byte is 1, in the first ones; what is in the others is open
+//   ones_apart(x, bytes, others)        the way back: the first lanes in the places of ones, `others` elsewhere. The two where a
+//                                       target has instructions for them
 
 // How much there is of a vector: `lines` whole cache lines of it, or the first n lanes of one (1 ≤ n < lanes).
 template <int lines = 1> struct Full {};
@@ -122,6 +126,10 @@ template <class T, int A, int B, int C, int D> NX_INLINE auto select_lt(Vec<T, A
   return build<T, most_lines(most_lines(A, B), most_lines(C, D))>([&](int i) { return select_lt(a.part(i), b.part(i), yes.part(i), no.part(i)); });
 }
 
+template <class T> NX_INLINE Vec<T> flags(const char* p) {
+  return build<T>([&](int i) { return reg<T>::flags(p + i * reg<T>::lanes); });
+}
+
 // From here on single lines.
 template <class T> NX_INLINE T reduce_max(Vec<T> x) {
   reg<T> most = x.r[0];
@@ -136,6 +144,37 @@ NX_INLINE double reduce_add(Vec<double> x) {
     for (int i = 0; i < step; ++i) x.r[i] = x.r[i] + x.r[i + step];
   }
   return reduce_add(x.r[0]);
+}
+
+template <class T> NX_INLINE Vec<T> ones_together(Vec<T> x, const char* bytes) {
+  if constexpr (requires { ones_together(x.r[0], bytes); }) {
+    return {{ones_together(x.r[0], bytes)}};
+  } else {
+    constexpr int lanes = Vec<T>::lanes;
+    T lane[lanes], together[lanes] = {};
+    store(reinterpret_cast<char*>(lane), x);
+    for (int i = 0, n = 0; i < lanes; ++i) {
+      together[n] = lane[i];
+      n += bytes[i] == 1;
+    }
+    return load<T>(reinterpret_cast<const char*>(together));
+  }
+}
+template <class T> NX_INLINE Vec<T> ones_apart(Vec<T> x, const char* bytes, Vec<T> others) {
+  if constexpr (requires { ones_apart(x.r[0], bytes, others.r[0]); }) {
+    return {{ones_apart(x.r[0], bytes, others.r[0])}};
+  } else {
+    constexpr int lanes = Vec<T>::lanes;
+    T lane[lanes], apart[lanes];
+    store(reinterpret_cast<char*>(lane), x);
+    store(reinterpret_cast<char*>(apart), others);
+    for (int i = 0, n = 0; i < lanes; ++i) {
+      const T choice[2] = {apart[i], lane[n]};
+      apart[i] = choice[bytes[i] == 1];
+      n += bytes[i] == 1;
+    }
+    return load<T>(reinterpret_cast<const char*>(apart));
+  }
 }
 
 // Sixteen floats as doubles: the first eight, the last eight.

@@ -26,6 +26,10 @@ template <> struct reg<float> {
 
   NX_INLINE static reg all(float s) { return {_mm256_set1_ps(s)}; }
   NX_INLINE static reg load(const void* p) { return {_mm256_loadu_ps(static_cast<const float*>(p))}; }
+  NX_INLINE static reg flags(const void* p) {
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+    return {_mm256_andnot_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(wide, _mm256_setzero_si256())), _mm256_set1_ps(1))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, float fill) {
     const __m256i mask = first_n(n);
     return {_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(static_cast<const float*>(p), mask), _mm256_castsi256_ps(mask))};
@@ -40,6 +44,12 @@ template <> struct reg<double> {
 
   NX_INLINE static reg all(double s) { return {_mm256_set1_pd(s)}; }
   NX_INLINE static reg load(const void* p) { return {_mm256_loadu_pd(static_cast<const double*>(p))}; }
+  NX_INLINE static reg flags(const void* p) {
+    std::int32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    const __m256i wide = _mm256_cvtepi8_epi64(_mm_cvtsi32_si128(bytes));
+    return {_mm256_andnot_pd(_mm256_castsi256_pd(_mm256_cmpeq_epi64(wide, _mm256_setzero_si256())), _mm256_set1_pd(1))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, double fill) {
     const __m256i mask = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(first_n(n)));
     return {_mm256_blendv_pd(_mm256_set1_pd(fill), _mm256_maskload_pd(static_cast<const double*>(p), mask), _mm256_castsi256_pd(mask))};

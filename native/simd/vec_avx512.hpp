@@ -29,6 +29,10 @@ template <> struct reg<float> {
   NX_INLINE static __mmask16 first_n(int n) { return static_cast<__mmask16>(_bzhi_u32(0xffff, static_cast<unsigned>(n))); }
   NX_INLINE static reg all(float s) { return {_mm512_set1_ps(s)}; }
   NX_INLINE static reg load(const void* p) { return {_mm512_loadu_ps(p)}; }
+  NX_INLINE static reg flags(const void* p) {
+    const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+    return {_mm512_maskz_mov_ps(_mm_test_epi8_mask(bytes, bytes), _mm512_set1_ps(1))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, float fill) {
     return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_n(n), p)};
   }
@@ -43,6 +47,10 @@ template <> struct reg<double> {
   NX_INLINE static __mmask8 first_n(int n) { return static_cast<__mmask8>(_bzhi_u32(0xff, static_cast<unsigned>(n))); }
   NX_INLINE static reg all(double s) { return {_mm512_set1_pd(s)}; }
   NX_INLINE static reg load(const void* p) { return {_mm512_loadu_pd(p)}; }
+  NX_INLINE static reg flags(const void* p) {
+    const __m128i bytes = _mm_loadl_epi64(static_cast<const __m128i*>(p));
+    return {_mm512_maskz_mov_pd(static_cast<__mmask8>(_mm_test_epi8_mask(bytes, bytes)), _mm512_set1_pd(1))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, double fill) {
     return {_mm512_mask_loadu_pd(_mm512_set1_pd(fill), first_n(n), p)};
   }
@@ -90,6 +98,11 @@ NX_INLINE double reduce_add(reg<double> x) {
   const __m128d pair = _mm_add_pd(_mm256_castpd256_pd128(half), _mm256_extractf128_pd(half, 1));
   return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
 }
+NX_INLINE __mmask8 ones(const char* bytes) {
+  return static_cast<__mmask8>(_mm_cmpeq_epi8_mask(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes)), _mm_set1_epi8(1)));
+}
+NX_INLINE reg<double> ones_together(reg<double> x, const char* bytes) { return {_mm512_maskz_compress_pd(ones(bytes), x.v)}; }
+NX_INLINE reg<double> ones_apart(reg<double> x, const char* bytes, reg<double> others) { return {_mm512_mask_expand_pd(others.v, ones(bytes), x.v)}; }
 NX_INLINE void stream(void* p, reg<float> x) { _mm512_stream_ps(static_cast<float*>(p), x.v); }
 NX_INLINE void stream(void* p, reg<double> x) { _mm512_stream_pd(static_cast<double*>(p), x.v); }
 NX_INLINE void stream_fence() { _mm_sfence(); }

@@ -23,6 +23,12 @@ template <> struct reg<float> {
 
   NX_INLINE static reg all(float s) { return {vdupq_n_f32(s)}; }
   NX_INLINE static reg load(const void* p) { return {vreinterpretq_f32_u8(vld1q_u8(static_cast<const std::uint8_t*>(p)))}; }
+  NX_INLINE static reg flags(const void* p) {
+    std::uint32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    const uint32x4_t wide = vmovl_u16(vget_low_u16(vmovl_u8(vcreate_u8(bytes))));
+    return {vreinterpretq_f32_u32(vandq_u32(vtstq_u32(wide, wide), vreinterpretq_u32_f32(vdupq_n_f32(1))))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, float fill) {
     float part[lanes] = {fill, fill, fill, fill};
     if (n > 0) __builtin_memcpy(part, p, sizeof(float) * static_cast<unsigned>(n < lanes ? n : lanes));
@@ -42,6 +48,11 @@ template <> struct reg<double> {
 
   NX_INLINE static reg all(double s) { return {vdupq_n_f64(s)}; }
   NX_INLINE static reg load(const void* p) { return {vreinterpretq_f64_u8(vld1q_u8(static_cast<const std::uint8_t*>(p)))}; }
+  NX_INLINE static reg flags(const void* p) {
+    const std::uint8_t* const bytes = static_cast<const std::uint8_t*>(p);
+    const uint64x2_t wide = {bytes[0], bytes[1]};
+    return {vreinterpretq_f64_u64(vandq_u64(vtstq_u64(wide, wide), vreinterpretq_u64_f64(vdupq_n_f64(1))))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, double fill) {
     double part[lanes] = {fill, fill};
     if (n > 0) __builtin_memcpy(part, p, sizeof(double) * static_cast<unsigned>(n < lanes ? n : lanes));

@@ -26,6 +26,7 @@ template <class T> struct reg {
     __builtin_memcpy(&x.v, p, sizeof(T));
     return x;
   }
+  NX_INLINE static reg flags(const void* p) { return {static_cast<T>(*static_cast<const char*>(p) != 0)}; }
   NX_INLINE static reg load_n(const void* p, int n, T fill) { return n > 0 ? load(p) : all(fill); }
   NX_INLINE void store(void* p) const { __builtin_memcpy(p, &v, sizeof(T)); }
   NX_INLINE void store_n(void* p, int n) const {

@@ -25,6 +25,12 @@ template <> struct reg<float> {
 
   NX_INLINE static reg all(float s) { return {_mm_set1_ps(s)}; }
   NX_INLINE static reg load(const void* p) { return {_mm_loadu_ps(static_cast<const float*>(p))}; }
+  NX_INLINE static reg flags(const void* p) {
+    std::int32_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    const __m128i wide = _mm_cvtepi8_epi32(_mm_cvtsi32_si128(bytes));
+    return {_mm_andnot_ps(_mm_castsi128_ps(_mm_cmpeq_epi32(wide, _mm_setzero_si128())), _mm_set1_ps(1))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, float fill) {
     alignas(16) float part[lanes] = {fill, fill, fill, fill};
     if (n > 0) __builtin_memcpy(part, p, sizeof(float) * static_cast<unsigned>(n < lanes ? n : lanes));
@@ -44,6 +50,12 @@ template <> struct reg<double> {
 
   NX_INLINE static reg all(double s) { return {_mm_set1_pd(s)}; }
   NX_INLINE static reg load(const void* p) { return {_mm_loadu_pd(static_cast<const double*>(p))}; }
+  NX_INLINE static reg flags(const void* p) {
+    std::int16_t bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    const __m128i wide = _mm_cvtepi8_epi64(_mm_cvtsi32_si128(bytes));
+    return {_mm_andnot_pd(_mm_castsi128_pd(_mm_cmpeq_epi64(wide, _mm_setzero_si128())), _mm_set1_pd(1))};
+  }
   NX_INLINE static reg load_n(const void* p, int n, double fill) {
     return n >= lanes ? load(p) : n > 0 ? reg{_mm_loadl_pd(_mm_set1_pd(fill), static_cast<const double*>(p))} : all(fill);
   }

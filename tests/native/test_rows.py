@@ -187,6 +187,19 @@ def test_gradients_agree_with_the_formula(name, dtype):
             np.testing.assert_allclose(gradient, want[key], rtol=0, atol=tolerance, err_msg=key)
 
 
+@pytest.mark.parametrize("name", ["normalized_squared_relu", "spherical_softmax", "zscore"])
+def test_subnormal_scores_weigh(name):
+    """What scores are relative to has a reciprocal, however small they are."""
+    f = normx_function(name)
+    x = np.array([[1e-310, -1e-310, 3e-309], [5e-324, 0.0, 1e-323], [2e-308, 1e-308, 5e-324]])
+    y, pullback = normx.vjp(f, x, backend="native")
+    expected, slow_pullback = normx.vjp(f, x, backend="reference")
+    np.testing.assert_allclose(y, expected, rtol=1e-14)
+    g = np.array([1.0, 3.0, 1.0]) * 1e-30  # so that no gradient is infinite
+    gradient = slow_pullback(np.broadcast_to(g, x.shape))["x"]
+    np.testing.assert_allclose(pullback(np.broadcast_to(g, x.shape))["x"], gradient, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax", "budget"])
 def test_gradients_start_from_the_result(name, dtype):

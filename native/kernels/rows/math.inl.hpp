@@ -102,8 +102,11 @@ NX_INLINE double product_low(double a, double b) {
   }
 }
 
-// The power of two below a positive number: what is relative to it has lost nothing.
-NX_INLINE double power_below(double x) { return __builtin_ldexp(1.0, __builtin_ilogb(x)); }
+// The power of two below a positive number, or the least that has a reciprocal: what is relative to it has lost nothing.
+NX_INLINE double power_below(double x) {
+  const int exponent = __builtin_ilogb(x);
+  return __builtin_ldexp(1.0, exponent < -1022 ? -1022 : exponent);
+}
 
 // A number in two words.
 struct Words {

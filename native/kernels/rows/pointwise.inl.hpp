@@ -61,7 +61,8 @@ struct sigmoid {
       total = total == 0 ? 1 : total;
       mean = mean_of(r, r.y, total);
     }
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = e[i] / ((1 + e[i]) * (1 + e[i])) * ((r.g[i] - mean) / total);
+    const double part = 1 / total;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = e[i] / ((1 + e[i]) * (1 + e[i])) * ((r.g[i] - mean) * part);
     r.dp[bias] = sum_of<false>(r.y, r.n);
     r.dp[n] = -r.dp[bias] / length_of(r, n);
     return true;
@@ -72,12 +73,11 @@ struct zscore {
   static constexpr bool invariant = true;
   enum { eps };
 
-  // The mean in two words, and the deviations from it, the largest of which squares are relative to.
+  // The mean in two words; the root of the mean square of the deviations from it, which are all relative to about the largest.
   struct Moments {
     Words mean{0};
-    double scale = 1, squares = 0;
+    double scale = 1, spread = 0;
     bool flat = false;
-    double spread(const RowView& r) const { return __builtin_sqrt(squares / static_cast<double>(r.n)); }
   };
   // y may be x.
   template <bool exact> static Moments deviations(const RowView& r, double* y) {
@@ -111,36 +111,36 @@ struct zscore {
     m.flat = r.max == r.min;
     m.scale = m.flat ? 1 : power_below(larger(r.max - m.mean.hi, m.mean.hi - r.min));
     const Vec<double> scale = all(1 / m.scale);
-    m.squares = static_cast<double>(sum<exact>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
+    const Real squares = sum<exact>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
       const auto u = vec_at(y, i, where) * scale;
+      put(y, i, u, where);
       return u * u;
-    }));
+    });
+    m.spread = __builtin_sqrt(static_cast<double>(squares) / n);
     return m;
   }
   static bool usable(const RowView& r) { return r.p[eps] < inf && largest_of(r) < 1e290; }
   template <bool exact> static bool forward(RowView& r) {
     if (!usable(r)) return false;
     const Moments m = deviations<exact>(r, r.y);
-    const double divisor = (m.spread(r) + r.p[eps] * r.temperature / m.scale) * m.scale;
-    if (m.flat) {
-      for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = 0;
-      return true;
-    }
-    divide<exact>(r, divisor);
+    divide<exact>(r, m.flat ? 1 : m.spread + r.p[eps] * r.temperature / m.scale);
     return true;
   }
+  // With u the deviations over `scale`, s their spread and e = eps·T/scale: dx = (g − its mean − u·Σ u g/(n s (s + e)))/(scale·(s + e)/T).
   template <bool exact> static bool backward(RowView& r) {
     if (!usable(r)) return false;
-    double* const d = r.room[0];
-    const Moments m = deviations<exact>(r, d);
+    double* const u = r.room[0];
+    const Moments m = deviations<exact>(r, u);
     if (m.flat) {
       for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = 0;
       return true;
     }
-    const double n = static_cast<double>(r.n), spread = m.spread(r) * m.scale / r.temperature, divisor = spread + r.p[eps];
-    const double mean = mean_of(r, d, 1) / r.temperature / divisor, centre = sum_of<false>(r.g, r.n) / n;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = ((r.g[i] - centre) - mean * (d[i] / r.temperature / spread) / n) / divisor;
-    r.dp[eps] = -mean / divisor;
+    const double n = static_cast<double>(r.n), divisor = m.spread + r.p[eps] * r.temperature / m.scale;
+    const double mean = mean_of(r, u, divisor), centre = sum_of<false>(r.g, r.n) / n;
+    const double slope = mean / m.spread / n, part = r.temperature / divisor / m.scale;
+    if (!(part < inf)) return false;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = ((r.g[i] - centre) - u[i] * slope) * part;
+    r.dp[eps] = -mean * part;
     return true;
   }
 };

@@ -83,7 +83,8 @@ struct taylor_softmax {
     polynomial<false>(r, s, degree, f, nullptr);
     const double total = sum_of<false>(f, r.n), mean = mean_of(r, f, total);
     polynomial<false>(r, s, degree - 1, f, nullptr);  // the derivative is the polynomial of one order less
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = f[i] * s.delta / total * (r.g[i] - mean);
+    const double slope = s.delta / total;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = f[i] * slope * (r.g[i] - mean);
     return true;
   }
 };
@@ -118,10 +119,11 @@ struct spherical_softmax {
   template <bool exact> static bool backward(RowView& r) {
     const Scale s(r);
     if (s.flat || !(r.p[eps] < inf)) return false;
-    const double total = terms<false>(r, s, r.y), mean = mean_of(r, r.y, total), slope = r.temperature / s.of;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = (r.g[i] - mean) / total * slope;
-    r.dp[eps] = sum_of<false>(r.y, r.n) * slope;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = 2 * (r.x[i] / s.of) * r.y[i];
+    const double total = terms<false>(r, s, r.y), mean = mean_of(r, r.y, total), part = 1 / s.of, slope = r.temperature * part, factor = slope / total;
+    const Vec<double> centre = all(mean);
+    const double moved = static_cast<double>(sum<false>(r.n, [&](std::int64_t i, auto where) NX_INLINED { return vec_at(r.g, i, where) - centre; }));
+    r.dp[eps] = moved * factor * slope;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = 2 * (r.x[i] * part) * ((r.g[i] - mean) * factor);
     return true;
   }
 };
@@ -141,12 +143,17 @@ template <bool exact> NX_INLINE void squared_over(const RowView& r, double divis
     }
   }
 }
-// dx, and Σ y g.
+// dx, and Σ y g, which is half of Σ dx x.
 NX_INLINE double squared_over_vjp(const RowView& r, double divisor) {
-  squared_over<true>(r, divisor, r.room[0]);
-  const double slope = 2 / r.temperature / divisor;
-  for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.g[i] * (slope * (r.x[i] < 0 ? 0 : r.x[i]));
-  return mean_of(r, r.room[0], 1);
+  const Vec<double> slope = all(2 / r.temperature / divisor), zero = all(0.0);
+  const Real moment = sum<false>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
+    const auto x = vec_at(r.x, i, where);
+    const auto u = select_lt(x, zero, zero, x);
+    const auto moved = vec_at(r.g, i, where) * (slope * u);
+    put(r.y, i, moved, where);
+    return moved * u;
+  });
+  return static_cast<double>(moment / r.temperature) / 2;
 }
 
 struct squared_relu {
@@ -190,13 +197,13 @@ struct normalized_squared_relu {
     return true;
   }
   template <bool exact> static bool backward(RowView& r) {
-    const double scale = r.max;
+    const double part = 1 / power_below(r.max);
     for (std::int64_t i = 0; i < r.n; ++i) {
-      const double u = r.x[i] / scale;
+      const double u = r.x[i] * part;
       r.y[i] = u * u;
     }
-    const double total = sum_of<false>(r.y, r.n), mean = mean_of(r, r.y, total), t = r.temperature;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = 2 * (r.x[i] / scale) / total * (r.g[i] - mean) / scale * t;
+    const double total = sum_of<false>(r.y, r.n), mean = mean_of(r, r.y, total), slope = 2 * r.temperature / total;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.x[i] * part * slope * (r.g[i] - mean) * part;
     return true;
   }
 };
@@ -227,8 +234,8 @@ struct expm1_relu {
     const Relative<exact> z(r, 1);
     if (!z.finite()) return false;
     double* const f = r.room[0];
-    const double total = static_cast<double>(terms<exact>(r, z, f, r.y)), mean = mean_of(r, f, total);
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.y[i] / total * (r.g[i] - mean);
+    const double total = static_cast<double>(terms<exact>(r, z, f, r.y)), mean = mean_of(r, f, total), part = 1 / total;
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.y[i] * part * (r.g[i] - mean);
     return true;
   }
 };

@@ -137,14 +137,16 @@ NX_NOINLINE void bases(const RowView& r, const Relative<true>& z, Words threshol
   }
 }
 
-// y = weight·(g − its mean under the weights): the weights move by `weight` each, their sum staying as it is. Returns the mean.
-NX_INLINE double project(const RowView& r, double* weight) {
+// y = weight·(g − its mean under the weights): the weights move by `weight` each, their sum staying as it is. They may be computed
+// from y. Returns the mean, 0 if nothing weighs.
+template <class F> NX_INLINE double project(const RowView& r, F&& weight) {
   const auto both = sums<false, 2>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
-    const auto w = vec_at(weight, i, where);
+    const auto w = weight(i, where);
+    put(r.y, i, w, where);
     return Terms<2, lines_of(w)>{{w, w * vec_at(r.g, i, where)}};
   });
-  const double mean = static_cast<double>(both[1] / both[0]);
-  for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = weight[i] * (r.g[i] - mean);
+  const double mean = both[0] > 0 ? static_cast<double>(both[1] / both[0]) : 0;
+  for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.y[i] * (r.g[i] - mean);
   return mean;
 }
 
@@ -161,8 +163,8 @@ struct sparsemax {
   template <bool exact> static bool backward(RowView& r) {
     if (!r.result && !solve(r)) return false;
     const double* const p = r.result ? r.result : r.y;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = p[i] > 0 ? 1 : 0;
-    project(r, r.y);
+    const Vec<double> zero = all(0.0), one = all(1.0);
+    project(r, [&](std::int64_t i, auto where) NX_INLINED { return select_lt(zero, vec_at(p, i, where), one, zero); });
     return true;
   }
 };
@@ -188,7 +190,7 @@ struct entmax15 {
     } else if (!solve(r, nullptr)) {
       return false;
     }
-    project(r, r.y);
+    project(r, [&](std::int64_t i, auto where) NX_INLINED { return vec_at(r.y, i, where); });
     return true;
   }
 };
@@ -245,8 +247,7 @@ struct entmax {
       weight[i] = p * __builtin_exp(y);
       direct[i] = -p * log * log * curvature(y);
     });
-    const double mean = project(r, weight);
-    const Vec<double> centre = all(mean);
+    const Vec<double> centre = all(project(r, [&](std::int64_t i, auto where) NX_INLINED { return vec_at(weight, i, where); }));
     r.dp[alpha] = static_cast<double>(sum<false>(r.n, [&](std::int64_t i, auto where) NX_INLINED {
       return vec_at(direct, i, where) * (vec_at(r.g, i, where) - centre);
     }));
@@ -285,8 +286,8 @@ struct normmax {
       log[i] = inside ? __builtin_log(r.y[i]) : 0;
       p[i] = inside ? __builtin_exp(q * log[i]) : 0;
     }
-    const double total = sum_of<false>(p, r.n);
-    for (std::int64_t i = 0; i < r.n; ++i) p[i] = p[i] / total;
+    const double part = 1 / sum_of<false>(p, r.n);
+    for (std::int64_t i = 0; i < r.n; ++i) p[i] = p[i] * part;
     const double mean = mean_of(r, p, 1);
     double shift = 0, by_power = 0, slide = 0;
     for (std::int64_t i = 0; i < r.n; ++i) {
@@ -387,14 +388,11 @@ struct budget {
     const bool told = r.result && is_told<exact>(r);
     if (!told && !solve(r)) return false;
     const double* const weights = told ? r.result : r.y;
-    double inside = 0;
-    for (std::int64_t i = 0; i < r.n; ++i) {
-      r.y[i] = weights[i] > 0 && weights[i] < 1 ? 1 : 0;
-      inside += r.y[i];
-    }
-    r.dp[total] = 0;
-    if (inside == 0) return true;
-    r.dp[total] = project(r, r.y);
+    const Vec<double> zero = all(0.0), one = all(1.0);
+    r.dp[total] = project(r, [&](std::int64_t i, auto where) NX_INLINED {
+                    const auto p = vec_at(weights, i, where);
+                    return select_lt(zero, p, select_lt(p, one, one, zero), zero);
+                  });
     return true;
   }
 };
