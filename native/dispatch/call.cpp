@@ -14,15 +14,14 @@
 namespace normx {
 namespace {
 
-// Rows of at most this many bytes stay in L2, with their exponentials, from one pass of reload to the next. 2^26 floats on
-// one core of a 2-core Zen 5 (1 MiB of L2), in ms, np.copyto taking 14.4:
+// Rows of resident_bytes stay in L2, with their exponentials, from one pass of reload to the next; it takes them, and twopass what
+// is longer. 2^26 floats on one core of a 2-core Zen 5 (1 MiB of L2), in ms, np.copyto taking 14.4:
 //
 //   n             256   512  1024  4096  32768  50257  100000  131072  262144  2^26
 //   reload       17.8  14.5  13.5  12.9   15.0   11.9    13.7    18.3    16.5     -
 //   twopass      22.7     -  18.9  16.5   16.1   16.2    16.4    16.9    16.0  18.4
 //   online       21.3     -  18.5  20.6   18.1   18.2    18.3    18.8    18.5  21.9
 //   recompute    29.5     -  22.4  27.3   25.2   26.5       -       -       -  26.6
-constexpr std::int64_t reload_bytes = std::int64_t{448} << 10;
 
 int item_size(std::string_view dtype) {
   return dtype == "f64" ? 8 : dtype == "f32" ? 4 : 2;
@@ -137,7 +136,7 @@ Call::Call(std::string_view op, std::string_view dtype, std::vector<std::int64_t
     if (!(reduces_ && reduced_[a])) out_shape_.push_back(shape_[a]);
   }
   const int reload = find("reload");
-  direct_ = reload < 0 ? online_ : n_ * compute_size(item_) <= reload_bytes ? reload : find("twopass");
+  direct_ = reload < 0 ? online_ : n_ * compute_size(item_) <= resident_bytes ? reload : find("twopass");
 
   const auto strides = [&](const std::vector<std::int64_t>& sizes) {
     std::vector<std::ptrdiff_t> result(sizes.size());

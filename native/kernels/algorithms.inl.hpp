@@ -150,7 +150,15 @@ template <class S, class F> void each_row(const Task& t, std::int64_t first, std
   }
 }
 
-template <class Op, class S> struct online : Chunked<Op, Direct<S>> {};
+// Where an op knows how to take rows one after the other, those that stay in L2 are not cut.
+template <class Op, class S> struct online : Chunked<Op, Direct<S>> {
+  static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
+    if constexpr (requires { &Op::template each_row<S>; }) {
+      if (t.n * static_cast<std::int64_t>(sizeof(Compute<S>)) <= resident_bytes) return Op::template each_row<S>(t, first, last);
+    }
+    Chunked<Op, Direct<S>>::run(t, first, last, scratch);
+  }
+};
 template <class Op, class S> struct packed : Chunked<Op, Packed<S, Row>> {};
 template <class Op, class S> struct columns : Chunked<Op, Packed<S, Strip>> {};
 

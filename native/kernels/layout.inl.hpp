@@ -177,7 +177,7 @@ template <class S, template <class...> class Shape> class Packed {
   static constexpr int max_groups = strip ? max_panel<T> / G::rows : 1;
   // A row that stays in L2 is packed and exponentiated once, not twice. Expected: half of the time. Measured, rows of bfloat16 in
   // units of rows of float32, which lie as they are: 2.3 (32768) and 2.1 (50257) instead of 4.7; 1.3 to 1.6 for shorter ones.
-  static constexpr std::int64_t longest_piece = strip ? chunk_size<T> : (std::int64_t{448} << 10) / static_cast<std::int64_t>(sizeof(T));
+  static constexpr std::int64_t longest_piece = strip ? chunk_size<T> : resident_bytes / static_cast<std::int64_t>(sizeof(T));
 
   Packed(const Task& t, std::int64_t unit, char* scratch)
       : t(t), line(strip ? t.axes[t.outer - 1] : t.axes[t.outer + t.reduced - 1]), panels(strip ? panel_count(line.size, t.head, t.panel) : 1),

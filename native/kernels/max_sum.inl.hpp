@@ -41,29 +41,40 @@ template <class T, class G> NX_NOINLINE void count_nans(G g, const char* x, MaxS
   for (int r = 0; r < G::rows; ++r) state[r].nans = nans[r].value();
 }
 
-// What the lanes add up. `m` is only looked at for entries that equal it.
-template <bool without_maxima, class T, class G>
-NX_NOINLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<T>* state) {
+// What the lanes add up. `m` is only looked at for entries that equal it, which are counted on the way.
+// Beside each term `look(i, where)` may see to what comes next.
+template <bool without_maxima, class T, class G, class F>
+NX_INLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<T>* state, F&& look) {
   Total<T> total[G::rows];
   if constexpr (without_maxima) {
-    const Vec<T> zero = all(T(0));
+    const Vec<T> zero = all(T(0)), one = all(T(1));
+    Vec<T> maxima[group];
+    for (Vec<T>& count : maxima) count = zero;
     g.sum(
         [&](std::int64_t i, auto where) NX_INLINED {
-          g.prefetch(x + g.pitch * i, where);
+          look(i, where);
           const auto v = g.read(x, i, where, -infinity<T>);
+          for (int k = 0; k < lines_of(v); ++k) maxima[k] = maxima[k] + select_eq(line(v, k), m, one, zero);
           return select_eq(v, m, zero, exp_at(v, ref));
         },
         total);
-    count_maxima(g, x, m, state);
+    for (int k = 1; k < group; ++k) maxima[0] = maxima[0] + maxima[k];
+    T count[Vec<T>::lanes];
+    store(reinterpret_cast<char*>(count), maxima[0]);
+    for (int r = 0; r < G::rows; ++r) state[r].count = 0;
+    for (int l = 0; l < Vec<T>::lanes; ++l) state[l % G::rows].count += static_cast<double>(count[l]);
   } else {
     g.sum(
         [&](std::int64_t i, auto where) NX_INLINED {
-          g.prefetch(x + g.pitch * i, where);
+          look(i, where);
           return exp_at(g.read(x, i, where, -infinity<T>), ref);
         },
         total);
   }
   for (int r = 0; r < G::rows; ++r) state[r].sum = total[r];
+}
+template <bool without_maxima, class T, class G> NX_NOINLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<T>* state) {
+  sum_exp<without_maxima>(g, x, m, ref, state, [&](std::int64_t i, auto where) NX_INLINED { g.prefetch(x + g.pitch * i, where); });
 }
 
 template <bool without_maxima, class T, class G> NX_NOINLINE void lift_near(G g, const char* x, MaxSum<T>* state) {
@@ -98,6 +109,41 @@ template <bool without_maxima, class T, class G> void lift_whole(G g, const char
   for (int r = 0; r < G::rows; ++r) state[r] = {m[r], {}, 0, 0};
   if (any_infinite(most)) return lift_far<without_maxima>(g, x, state);
   sum_exp<without_maxima>(g, x, most, reference_of(most), state);
+}
+
+// Rows as they lie, lifted one after the other, each with done(g, x, y, state): while one is summed, the maximum of the next is found,
+// so that memory works all the time. Expected: the time of the sum alone, 2.0 of 2.4 ms for logsumexp of (256, 50257) floats. Measured:
+// 1.94 instead of 2.33 (of which counting the maxima on the way gave 0.24), (1024, 4096) 0.66 instead of 0.79, (64, 1024) 13 µs instead
+// of 16; log_softmax 3.1 instead of 3.7 ms, 0.98 as before, and 16 µs instead of 19. What is left is the exponential, 2.4 ns a vector.
+template <bool without_maxima, class S, class F> NX_NOINLINE void lift_rows(const Task& t, std::int64_t first, std::int64_t last, F&& done) {
+  using T = Compute<S>;
+  using G = Row<T, S>;
+  const G g{t.n, fetch_ahead, t.streams};
+  Cursor outer(t.axes, t.outer, first);
+  Vec<T> m = g.max(t.x + outer.at.x);
+  for (std::int64_t unit = first; unit < last; ++unit) {
+    const Place at = outer.at;
+    const char* const x = t.x + at.x;
+    outer.advance(1);
+    const char* const next = unit + 1 < last ? t.x + outer.at.x : x;
+    Vec<T> most = all(-infinity<T>);
+    MaxSum<T> row{};
+    if (any_infinite(m)) {
+      lift_whole<without_maxima>(g, x, &row);
+      most = g.max(next);
+    } else {
+      G::gather(m, &row.m);
+      sum_exp<without_maxima>(g, x, m, reference_of(m), &row, [&](std::int64_t i, auto where) NX_INLINED {
+        const auto v = g.read(next, i, where, -infinity<T>);
+        for (int k = 0; k < lines_of(v); ++k) {
+          __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
+          most = max_skip_nan(most, line(v, k));
+        }
+      });
+    }
+    done(g, x, t.y + at.y, row);
+    m = all(reduce_max(most));
+  }
 }
 
 // exp(m) relative to 2^near_exponent(m), in double. 0 if m is too low to count beside a near row.

@@ -12,6 +12,9 @@ constexpr int max_axes = 64 + 1;  // NumPy's limit, and one of size 1 that a gro
 // every target and in every layout. 64 KiB of either compute type.
 template <class T> constexpr std::int64_t chunk_size = 65536 / static_cast<std::int64_t>(sizeof(T));
 
+// Rows of at most this many bytes, in the compute type, stay in L2 from one pass over them to the next. Measured in dispatch/call.cpp.
+constexpr std::int64_t resident_bytes = std::int64_t{448} << 10;
+
 // What a row without any mass becomes.
 enum class Empty : std::uint8_t { zero, nan, uniform };
 
