@@ -93,6 +93,30 @@ def _topk_torch(job: Job) -> Entry:
     return _each(job, lambda x, out: torch.topk(torch.softmax(torch.from_numpy(x), -1), 8))
 
 
+def _padding(job: Job) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """A mask that leaves each row a beginning of its own."""
+    rows, n = job.inputs[0].shape
+    lengths = np.random.default_rng(0).integers(1, n, (rows, 1), endpoint=True)
+    return np.arange(n) < lengths
+
+
+def _masked(job: Job) -> Entry:
+    where = _padding(job)
+    return _each(job, lambda x, out: job.record.function(x, where=where, out=out), "ready")
+
+
+def _masked_torch(job: Job) -> Entry:
+    import torch
+
+    left_out = torch.from_numpy(~_padding(job))
+
+    def call(x: Any, out: Any) -> None:
+        scores = torch.from_numpy(x).masked_fill(left_out, -torch.inf)
+        torch.softmax(scores, -1, out=torch.from_numpy(out))
+
+    return _each(job, call, "ready")
+
+
 def _on_mlx(job: Job) -> Entry:
     import mlx.core as mx
 
@@ -141,6 +165,8 @@ _READ_THEN_COPY = Peer("reading, then copying", "numpy", _read_then_copy)
 _AXIS_1 = Peer("axis 1", "normx", _rows)
 _TOP_8 = Peer("its 8 largest", "normx", _topk)
 _TORCH_TOP_8 = Peer("torch, then topk", "torch", _topk_torch)
+_MASKED = Peer("with a mask", "normx", _masked)
+_TORCH_MASKED = Peer("torch, masked_fill first", "torch", _masked_torch)
 _ON_MLX = Peer("of MLX's arrays", "mlx", _on_mlx)
 
 _IN_CACHE = Case((64, 1024))
@@ -150,6 +176,7 @@ _COLUMNS = Case((4096, 4096), axis=0)
 _ONE_ROW = Case((1, 1 << 26))
 _FEW = Case((16, 50257))
 _FRESH = Case((1024, 4096), ready=False)
+_MASKS = Case((1024, 4096))
 
 TARGETS = (
     Target(0.95, "softmax", _SHORT, COPY),
@@ -165,6 +192,7 @@ TARGETS = (
         for on, wanted in (("avx512", 1.28), ("avx2", 1.18))
     ),
     Target(1.0, "softmax", _CALL, TORCH),
+    Target(1.0, "softmax", _MASKS, _TORCH_MASKED, _MASKED),
     Target(1 / 1.3, "softmax", _COLUMNS, _AXIS_1),
     Target(7.0, "logsumexp", _VOCABULARY, TORCH),
     Target(10.0, "softmax", _VOCABULARY, _TORCH_TOP_8, _TOP_8),
