@@ -6,6 +6,7 @@
 //   write(g, x, y, row, empty, kept)                                                    a chunk of known rows
 //   value_of_whole(g, x, value), value(row)                                             instead of both, if the op reduces
 //   any_length                                                                          whether whole() is best for the longest rows
+//   in_turn<S>(t, first, last)                                                          if it has a way with short rows as they lie
 //
 // and gets rows of any length in every layout, and threads that share a row.
 
@@ -150,11 +151,10 @@ template <class S, class F> void each_row(const Task& t, std::int64_t first, std
   }
 }
 
-// Where an op knows how to take rows one after the other, those that stay in L2 are not cut.
 template <class Op, class S> struct online : Chunked<Op, Direct<S>> {
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
-    if constexpr (requires { &Op::template each_row<S>; }) {
-      if (t.n * static_cast<std::int64_t>(sizeof(Compute<S>)) <= resident_bytes) return Op::template each_row<S>(t, first, last);
+    if constexpr (requires { &Op::template in_turn<S>; }) {
+      if (t.n * static_cast<std::int64_t>(sizeof(Compute<S>)) <= resident_bytes) return Op::template in_turn<S>(t, first, last);
     }
     Chunked<Op, Direct<S>>::run(t, first, last, scratch);
   }

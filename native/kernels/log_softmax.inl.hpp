@@ -18,7 +18,7 @@ template <class T> struct log_softmax : logsumexp<T> {
     lift_whole<true>(g, x, row);
     write(g, x, y, row, empty, kept);
   }
-  template <class S> static void each_row(const Task& t, std::int64_t first, std::int64_t last) {
+  template <class S> static void in_turn(const Task& t, std::int64_t first, std::int64_t last) {
     const double kept = static_cast<double>(t.n);
     lift_rows<true, S>(t, first, last, [&](auto g, const char* x, char* y, const State& row) { write(g, x, y, &row, t.empty, &kept); });
   }

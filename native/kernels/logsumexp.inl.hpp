@@ -23,7 +23,7 @@ template <class T> struct logsumexp {
     lift_whole<true>(g, x, row);
     for (int r = 0; r < G::rows; ++r) y[r] = value(row[r]);
   }
-  template <class S> static void each_row(const Task& t, std::int64_t first, std::int64_t last) {
+  template <class S> static void in_turn(const Task& t, std::int64_t first, std::int64_t last) {
     lift_rows<true, S>(t, first, last, [](auto, const char*, char* y, const State& row) { store_as<S>(y, all(value(row)), Part{1}); });
   }
 };
