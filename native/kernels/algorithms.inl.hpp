@@ -6,7 +6,8 @@
 //   write(g, x, y, row, empty, kept)                                                    a chunk of known rows
 //   value_of_whole(g, x, value), value(row)                                             instead of both, if the op reduces
 //   any_length                                                                          whether whole() is best for the longest rows
-//   in_turn<S>(t, first, last)                                                          if it has a way with short rows as they lie
+//   cuts_show                                                                           whether a row in chunks has other bits than a whole one
+//   in_turn<S>(t, first, last)                                                          if it has a way with rows in one piece, as they lie
 //
 // and gets rows of any length in every layout, and threads that share a row.
 
@@ -17,12 +18,13 @@ template <class Op, class Layout> struct Chunked {
   static constexpr int most_rows = Layout::max_groups * G::rows;
   static constexpr std::size_t state_bytes = sizeof(State) * most_rows;
   static constexpr bool of_any_length = Op::any_length && Layout::in_place;
+  static constexpr std::int64_t longest_piece = Op::cuts_show ? chunk_size<T> : Layout::longest_piece;
 
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
     Layout rows(t, first, scratch);
     for (std::int64_t unit = first; unit < last; ++unit) {
       if (unit > first) rows.next();
-      of_any_length || t.n <= Layout::longest_piece ? in_one_piece(t, rows) : by_chunks(t, rows);
+      of_any_length || t.n <= longest_piece ? in_one_piece(t, rows) : by_chunks(t, rows);
     }
   }
 
@@ -154,7 +156,7 @@ template <class S, class F> void each_row(const Task& t, std::int64_t first, std
 template <class Op, class S> struct online : Chunked<Op, Direct<S>> {
   static void run(const Task& t, std::int64_t first, std::int64_t last, char* scratch) {
     if constexpr (requires { &Op::template in_turn<S>; }) {
-      if (t.n * static_cast<std::int64_t>(sizeof(Compute<S>)) <= resident_bytes) return Op::template in_turn<S>(t, first, last);
+      if (t.n <= Chunked<Op, Direct<S>>::longest_piece) return Op::template in_turn<S>(t, first, last);
     }
     Chunked<Op, Direct<S>>::run(t, first, last, scratch);
   }

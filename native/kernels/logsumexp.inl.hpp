@@ -3,7 +3,7 @@
 
 template <class T> struct logsumexp {
   using State = MaxSum<T>;
-  static constexpr bool reduces = true, any_length = false;
+  static constexpr bool reduces = true, any_length = false, cuts_show = true;  // each chunk leaves its own maxima out
 
   template <class G> static void lift(G g, const char* x, State* state) { lift_near<true>(g, x, state); }
   template <class G> static void lift_again(G g, const char* x, State* state) { lift_far<true>(g, x, state); }

@@ -61,7 +61,7 @@ template <class T> struct sigmoid {
     static State neutral() { return {}; }
     static bool is_far() { return false; }
   };
-  static constexpr bool reduces = false, any_length = true;
+  static constexpr bool reduces = false, any_length = true, cuts_show = false;
   static constexpr T nothing = 0;
 
   template <class G> static void lift(G g, const char* x, State* state) {

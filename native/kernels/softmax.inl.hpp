@@ -27,7 +27,7 @@ NX_INLINE void inverse_of(Total<double> total, double& high, double& low) {
 
 template <class T> struct softmax {
   using State = MaxSum<T>;
-  static constexpr bool reduces = false, any_length = false;
+  static constexpr bool reduces = false, any_length = false, cuts_show = false;
   static constexpr T nothing = 0;
   static T share(double k) { return static_cast<T>(1 / k); }
 

@@ -312,6 +312,8 @@ template <class S> void laws() {
         Matrix<S> single(rows, base.n, Lay::rows);
         run(op, x, single);
         same(single, 0, "one thread");
+        run(op, x, single, "packed");
+        same(single, 0, "packed, on one thread");
         set_num_threads(3);
       }
     }

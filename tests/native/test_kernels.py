@@ -189,17 +189,28 @@ def test_panels_of_a_sweep(target, dtype, threads):
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_a_row_has_the_same_bits_everywhere(f, dtype):
-    """Alone, in a batch, at any alignment, on one thread or two."""
+    """Alone, in a batch, at any alignment, strided or masked, on one thread or two."""
     before = normx.get_num_threads()
     keywords = {"axis": -1, "backend": "native"}
     try:
-        for n in (1, 3, 33, 1000, 40_001):
+        for n, spread in (
+            (1, 3.0),
+            (3, 3.0),
+            (33, 3.0),
+            (1000, 3.0),
+            (40_001, 3.0),
+            (20_000, 40.0),
+        ):
             rows = dispatch.numpy_library.cast(
-                random_rows(n, 1 if n > 2000 else 40, 3.0, seed=n), dtype
+                random_rows(n, 4 if n > 2000 else 40, spread, seed=n), dtype
             )
             alone = [f(row.copy(), **keywords) for row in rows]
             for threads in (1, 2):
                 normx.set_num_threads(threads)
+                apart = np.repeat(rows, 2, axis=1)[:, ::2]
+                assert np.array_equal(f(apart, **keywords), alone)
+                kept = np.ones(rows.shape, bool)
+                assert np.array_equal(f(rows, where=kept, **keywords), alone)
                 batch = np.concatenate([rows] * (1 if n < 2000 else 9))
                 for y, want in zip(f(batch, **keywords), alone * 9, strict=False):
                     assert np.array_equal(y, want)
