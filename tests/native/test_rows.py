@@ -200,6 +200,15 @@ def test_subnormal_scores_weigh(name):
     np.testing.assert_allclose(pullback(np.broadcast_to(g, x.shape))["x"], gradient, rtol=1e-12)
 
 
+def test_gradients_of_a_sigmoid_with_a_subnormal_total():
+    x, g = np.array([-712.0, -711.0, -713.0]), np.array([0.01, 0.03, 0.01])
+    got, want = (
+        normx.vjp(normx.sigmoid, x, normalize=True, backend=backend)[1](g)["x"]
+        for backend in ("native", "reference")
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", ["sparsemax", "entmax15", "entmax", "budget"])
 def test_gradients_start_from_the_result(name, dtype):

@@ -61,8 +61,8 @@ struct sigmoid {
       total = total == 0 ? 1 : total;
       mean = mean_of(r, r.y, total);
     }
-    const double part = 1 / total;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = e[i] / ((1 + e[i]) * (1 + e[i])) * ((r.g[i] - mean) * part);
+    // Of very low scores the total is subnormal, and has no reciprocal.
+    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = e[i] / ((1 + e[i]) * (1 + e[i])) * ((r.g[i] - mean) / total);
     r.dp[bias] = sum_of<false>(r.y, r.n);
     r.dp[n] = -r.dp[bias] / length_of(r, n);
     return true;
