@@ -183,9 +183,17 @@ def _scipy(job: Job) -> Entry:
     return Entry(calls, calls[0], "fresh")
 
 
-def _torch(job: Job) -> Entry:
+def torch_of(job: Job) -> Any:
+    """The module, with as many threads as the job has, until it is undone."""
     import torch
 
+    job.undo.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(job.threads)
+    return torch
+
+
+def _torch(job: Job) -> Entry:
+    torch = torch_of(job)
     with_out: dict[str, Callable[..., Any]] = {
         "softmax": torch.softmax,
         "log_softmax": torch.log_softmax,
@@ -197,8 +205,6 @@ def _torch(job: Job) -> Entry:
         "gumbel_softmax": lambda x, dim: torch.nn.functional.gumbel_softmax(x, dim=dim),
     }
     function = _function(job, with_out | without)
-    job.undo.callback(torch.set_num_threads, torch.get_num_threads())
-    torch.set_num_threads(job.threads)
     if job.backward or not job.ready or job.name in without:
         return _of_tensors(job, lambda x: function(x, job.axis))
     calls = [
@@ -210,8 +216,7 @@ def _torch(job: Job) -> Entry:
 
 def _of_tensors(job: Job, function: Callable[[Any], Any]) -> Entry:
     """A function of tensors, or its gradient by torch's autograd; the result is fresh."""
-    import torch
-
+    torch = torch_of(job)
     tensors = [_tensor(x) for x in job.inputs]
     if not job.backward:
         calls = [functools.partial(function, x) for x in tensors]

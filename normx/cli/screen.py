@@ -107,7 +107,8 @@ def size(count: int) -> str:
     """A number of bytes with its unit: "32 MiB"."""
     for unit, scale in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if count >= scale:
-            return f"{figures(count / scale).rstrip('0').rstrip('.')} {unit}"
+            value = figures(count / scale)
+            return f"{value.rstrip('0').rstrip('.') if '.' in value else value} {unit}"
     return f"{count} B"
 
 

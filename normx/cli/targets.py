@@ -17,7 +17,18 @@ import normx
 from normx._record import record_of
 from normx.cli import screen
 from normx.cli.bench import Case, Result, Settings, run_case
-from normx.cli.peers import COPY, ENTMAX, MLX, NORMX, ONNXRUNTIME, TORCH, Entry, Job, Peer
+from normx.cli.peers import (
+    COPY,
+    ENTMAX,
+    MLX,
+    NORMX,
+    ONNXRUNTIME,
+    TORCH,
+    Entry,
+    Job,
+    Peer,
+    torch_of,
+)
 
 #: Largest number of scores of a target that a quick run measures.
 QUICK = 1 << 17
@@ -88,8 +99,7 @@ def _topk(job: Job) -> Entry:
 
 
 def _topk_torch(job: Job) -> Entry:
-    import torch
-
+    torch = torch_of(job)
     return _each(job, lambda x, out: torch.topk(torch.softmax(torch.from_numpy(x), -1), 8))
 
 
@@ -106,8 +116,7 @@ def _masked(job: Job) -> Entry:
 
 
 def _masked_torch(job: Job) -> Entry:
-    import torch
-
+    torch = torch_of(job)
     left_out = torch.from_numpy(~_padding(job))
 
     def call(x: Any, out: Any) -> None:

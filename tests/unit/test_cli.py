@@ -601,6 +601,28 @@ def test_threads_are_set_and_put_back(monkeypatch):
     assert asked == [2, before]
 
 
+TORCHES = [
+    peers.TORCH,
+    peers.ENTMAX,
+    *(it.theirs for it in targets.TARGETS if "torch, " in it.theirs.name),
+]
+
+
+@pytest.mark.parametrize("peer", TORCHES, ids=lambda peer: peer.name)
+def test_whoever_uses_torch_has_the_threads_of_the_job(peer):
+    if peer.version is None:
+        pytest.skip(f"{peer.package} is not installed")
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    for threads in (before + 1, before + 2):
+        name = "entmax15" if peer is peers.ENTMAX else "softmax"
+        job, _ = bench._job(record_of(name), bench.Case((4, 40)), bench.Settings(threads=threads))
+        with job.undo:
+            peer.prepare(job)
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == before
+
+
 def test_buffers_larger_than_the_cache_are_gone_through_in_turn(monkeypatch):
     monkeypatch.setattr(bench.machine, "cache_size", lambda level: 1 << 20)
     assert bench.buffer_sets(1 << 19) == (1, bench.IN_CACHE)
@@ -689,6 +711,20 @@ def test_some_rows_are_whole_rows_of_the_axis():
 )
 def test_times_have_units(value, text):
     assert screen.seconds(value) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (7, "7 B"),
+        (48 << 10, "48 KiB"),
+        (1536 << 10, "1.5 MiB"),
+        (480 << 20, "480 MiB"),
+        (10 << 30, "10 GiB"),
+    ],
+)
+def test_sizes_have_units(count, text):
+    assert screen.size(count) == text
 
 
 # ------------------------------------------------------------------ algorithms
