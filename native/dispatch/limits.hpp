@@ -5,8 +5,9 @@
 
 namespace normx {
 
-// A call of fewer elements stays on its caller's thread.
-constexpr std::int64_t parallel_from = std::int64_t{1} << 16;
+// A call of fewer elements stays on its caller's thread: from here on softmax takes two threads no longer than one, even where
+// the second sleeps (parallel/pool.cpp).
+constexpr std::int64_t parallel_from = std::int64_t{1} << 17;
 // What a thread takes at a time, in elements.
 constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 15;
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -35,6 +36,34 @@ struct Job {
   }
 };
 
+// How long a thread stays awake for what is likely to happen soon: for workers the next call, for the caller the end of the
+// workers' last pieces. To wake a sleeper took 30 µs on a virtual Granite Rapids, and with that calls of 64 to 256 rows of 1024
+// floats took 1.2 to 1.8 times as long on two threads as on one. Expected of staying awake: 1.3 to 1.8 times as fast as one.
+// Two threads over one there, in calls that follow each other (and in calls 100 µs apart, by when the workers sleep):
+//
+//   rows          64           128          256          512          1024
+//   sleeping      0.62 (0.60)  0.60 (0.77)  0.83 (1.45)  1.13 (1.63)  1.43 (1.44)
+//   awake 50 µs   1.44 (0.62)  1.45 (0.93)  1.44 (1.16)  1.89 (1.49)  1.93 (1.76)
+constexpr std::chrono::microseconds patience{50};
+
+inline void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class F> void stay_awake_until(F&& happened) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (happened()) return;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+}
+
 class Pool {
  public:
   // The calling thread and at most `helpers` workers. False if the workers are busy with another call.
@@ -50,7 +79,12 @@ class Pool {
     wake.notify_all();
     job.work(scratch());
     std::unique_lock lock(mutex);
-    current = nullptr;  // who wakes up from now on has come too late, and sleeps again
+    seats = 0;  // who wakes up from now on has come too late, and sleeps again
+    if (active > 0) {
+      lock.unlock();
+      stay_awake_until([&] { return active == 0; });
+      lock.lock();
+    }
     done.wait(lock, [&] { return active == 0; });
     return true;
   }
@@ -74,7 +108,7 @@ class Pool {
     }
     std::unique_lock lock(mutex);
     for (;;) {
-      wake.wait(lock, [&] { return current && seats > 0; });
+      wake.wait(lock, [&] { return seats > 0; });
       Job& job = *current;
       --seats;
       ++active;
@@ -82,13 +116,18 @@ class Pool {
       job.work(mine);
       lock.lock();
       if (--active == 0) done.notify_one();
+      lock.unlock();
+      stay_awake_until([&] { return seats > 0; });
+      lock.lock();
     }
   }
 
   std::mutex caller, mutex;
   std::condition_variable wake, done;
   Job* current = nullptr;
-  int workers = 0, seats = 0, active = 0;
+  int workers = 0;
+  // Changed with the mutex held, looked at without it too.
+  std::atomic<int> seats{0}, active{0};
 };
 
 std::atomic<Pool*> pool{nullptr};

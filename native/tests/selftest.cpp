@@ -412,8 +412,8 @@ std::deque<Work> work_with_results() {
   for (const KernelName& k : kernel_names()) {
     if (k.dtype != "f32") continue;
     works.emplace_back(k, 3, 50);
-    works.emplace_back(k, 40, 3000);
-    if (lay_of(k) == Lay::rows) works.emplace_back(k, 1, 90000);
+    works.emplace_back(k, 40, 3500);
+    if (lay_of(k) == Lay::rows) works.emplace_back(k, 1, 140000);
   }
   set_num_threads(1);
   for (Work& w : works) w.want.resize(targets().size());

@@ -202,7 +202,7 @@ def test_a_row_has_the_same_bits_everywhere(f, dtype):
             (20_000, 40.0),
         ):
             rows = dispatch.numpy_library.cast(
-                random_rows(n, 4 if n > 2000 else 40, spread, seed=n), dtype
+                random_rows(n, 8 if n > 2000 else 40, spread, seed=n), dtype
             )
             alone = [f(row.copy(), **keywords) for row in rows]
             for threads in (1, 2):

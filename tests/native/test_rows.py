@@ -85,7 +85,7 @@ def test_threads_and_long_rows(name):
     """Two threads, and rows that exceed a thread's scratch, change nothing."""
     before = _core.num_threads()
     try:
-        for shape in ((64, 1000), (3, 150_000)):
+        for shape in ((80, 1000), (3, 150_000)):
             x = random_rows(shape[1], shape[0], 2.0).astype(np.float32)
             results = []
             for count in (1, 2):
