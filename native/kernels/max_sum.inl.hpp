@@ -43,8 +43,8 @@ template <class T, class G> NX_NOINLINE void count_nans(G g, const char* x, MaxS
 
 // What the lanes add up. `m` is only looked at for entries that equal it, which are counted on the way.
 // Beside each term `look(i, where)` may see to what comes next.
-template <bool without_maxima, class T, class G, class F>
-NX_INLINE void sum_exp(G g, const char* x, Vec<T> m, Reference<T> ref, MaxSum<T>* state, F&& look) {
+template <bool without_maxima, class T, class G, class R, class F>
+NX_INLINE void sum_exp(G g, const char* x, Vec<T> m, const R& ref, MaxSum<T>* state, F&& look) {
   Total<T> total[G::rows];
   if constexpr (without_maxima) {
     const Vec<T> zero = all(T(0)), one = all(T(1));
@@ -133,12 +133,14 @@ template <bool without_maxima, class S, class F> NX_NOINLINE void lift_rows(cons
       most = g.max(next);
     } else {
       G::gather(m, &row.m);
-      sum_exp<without_maxima>(g, x, m, reference_of(m), &row, [&](std::int64_t i, auto where) NX_INLINED {
-        const auto v = g.read(next, i, where, -infinity<T>);
-        for (int k = 0; k < lines_of(v); ++k) {
-          __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
-          most = max_skip_nan(most, line(v, k));
-        }
+      with_reference(row.m, [&](const auto& ref) NX_INLINED {
+        sum_exp<without_maxima>(g, x, m, ref, &row, [&](std::int64_t i, auto where) NX_INLINED {
+          const auto v = g.read(next, i, where, -infinity<T>);
+          for (int k = 0; k < lines_of(v); ++k) {
+            __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
+            most = max_skip_nan(most, line(v, k));
+          }
+        });
       });
     }
     done(g, x, t.y + at.y, row);

@@ -106,21 +106,22 @@ template <class T> struct softmax {
       const char* const next = unit + 1 < last ? t.x + outer.at.x : x;
       Vec<T> most = all(-infinity<T>);
       if (is_finite(m)) {
-        const Reference<T> ref = reference_of(all(m));
         Total<T> total;
-        g.sum(
-            [&](std::int64_t i, auto where) NX_INLINED {
-              before.write(i, where);
-              const auto ahead = g.read(next, i, where, -infinity<T>);
-              for (int k = 0; k < lines_of(ahead); ++k) {
-                __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
-                most = max_skip_nan(most, line(ahead, k));
-              }
-              const auto e = exp_at(g.read(x, i, where, -infinity<T>), ref);
-              store(scratch + 64 * i, e);
-              return e;
-            },
-            &total);
+        with_reference(m, [&](const auto& ref) NX_INLINED {
+          g.sum(
+              [&](std::int64_t i, auto where) NX_INLINED {
+                before.write(i, where);
+                const auto ahead = g.read(next, i, where, -infinity<T>);
+                for (int k = 0; k < lines_of(ahead); ++k) {
+                  __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
+                  most = max_skip_nan(most, line(ahead, k));
+                }
+                const auto e = exp_at(g.read(x, i, where, -infinity<T>), ref);
+                store(scratch + 64 * i, e);
+                return e;
+              },
+              &total);
+        });
         before = Waiting<S, streams>(y, scratch, t.n, inverse<G>(&total), edge);
       } else {
         before.write_all();
