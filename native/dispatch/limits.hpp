@@ -5,8 +5,8 @@
 
 namespace normx {
 
-// A call of fewer elements stays on its caller's thread: from here on softmax takes two threads no longer than one, even where
-// the second sleeps (parallel/pool.cpp).
+// A call of fewer elements stays on its caller's thread: from here on two threads take softmax about as long as one where the
+// second sleeps, and less where it is awake (parallel/pool.cpp).
 constexpr std::int64_t parallel_from = std::int64_t{1} << 17;
 // What a thread takes at a time, in elements.
 constexpr std::int64_t elements_at_a_time = std::int64_t{1} << 15;

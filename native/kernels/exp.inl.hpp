@@ -80,8 +80,8 @@ template <class T, int L> NX_INLINE Vec<T, L> exp_at(Vec<T, L> x, const Folded<T
   const auto e = exp_parts<T>(bounded(x), [](T s) { return all(s); }, [&](int i) { return all(ref.coefficient[i]); });
   return ldexp(e.p, e.n);
 }
-// f(the reference of a row whose maximum is m), in the cheapest form there is. (Not where vectors are loops over scalars: a
-// second copy of f would take GCC 12 minutes to compile.)
+// f(the reference of a row whose maximum is m), in the cheapest form there is. (Not where vectors are loops over scalars: with a
+// second copy of f such a file takes nine minutes to compile.)
 template <class T, class F> NX_INLINE void with_reference(T m, F&& f) {
   if constexpr (reg<T>::lanes > 1) {
     if (m >= 0 && m < 40) {

@@ -1,8 +1,8 @@
 // Threads for independent pieces of work: std::thread, no OpenMP, so that no second OpenMP runtime enters the process.
 //
-// Workers start at first need, and sleep when there has been nothing to do for a moment. The caller works too. A second caller that finds the workers busy does all
-// of its work itself. After a fork the child starts workers of its own. At exit the sleeping workers are left behind: nothing
-// they could touch is ever destroyed.
+// Workers start at first need, and sleep when there has been nothing to do for a moment. The caller works too. A second caller
+// that finds the workers busy does all of its work itself. After a fork the child starts workers of its own. At exit the sleeping
+// workers are left behind: nothing they could touch is ever destroyed.
 #pragma once
 
 #include <cstdint>

@@ -601,14 +601,11 @@ def test_threads_are_set_and_put_back(monkeypatch):
     assert asked == [2, before]
 
 
-TORCHES = [
-    peers.TORCH,
-    peers.ENTMAX,
-    *(it.theirs for it in targets.TARGETS if "torch, " in it.theirs.name),
-]
-
-
-@pytest.mark.parametrize("peer", TORCHES, ids=lambda peer: peer.name)
+@pytest.mark.parametrize(
+    "peer",
+    dict.fromkeys(it.theirs for it in targets.TARGETS if it.theirs.package in {"torch", "entmax"}),
+    ids=lambda peer: peer.name,
+)
 def test_whoever_uses_torch_has_the_threads_of_the_job(peer):
     if peer.version is None:
         pytest.skip(f"{peer.package} is not installed")
