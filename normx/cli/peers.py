@@ -183,17 +183,17 @@ def _scipy(job: Job) -> Entry:
     return Entry(calls, calls[0], "fresh")
 
 
-def torch_of(job: Job) -> Any:
-    """The module, with as many threads as the job has, until it is undone."""
+def torch_with(threads: int, undo: ExitStack) -> Any:
+    """The module, with so many threads until that is undone."""
     import torch
 
-    job.undo.callback(torch.set_num_threads, torch.get_num_threads())
-    torch.set_num_threads(job.threads)
+    undo.callback(torch.set_num_threads, torch.get_num_threads())
+    torch.set_num_threads(threads)
     return torch
 
 
 def _torch(job: Job) -> Entry:
-    torch = torch_of(job)
+    torch = torch_with(job.threads, job.undo)
     with_out: dict[str, Callable[..., Any]] = {
         "softmax": torch.softmax,
         "log_softmax": torch.log_softmax,
@@ -216,7 +216,7 @@ def _torch(job: Job) -> Entry:
 
 def _of_tensors(job: Job, function: Callable[[Any], Any]) -> Entry:
     """A function of tensors, or its gradient by torch's autograd; the result is fresh."""
-    torch = torch_of(job)
+    torch = torch_with(job.threads, job.undo)
     tensors = [_tensor(x) for x in job.inputs]
     if not job.backward:
         calls = [functools.partial(function, x) for x in tensors]

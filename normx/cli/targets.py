@@ -27,7 +27,7 @@ from normx.cli.peers import (
     Entry,
     Job,
     Peer,
-    torch_of,
+    torch_with,
 )
 
 #: Largest number of scores of a target that a quick run measures.
@@ -99,7 +99,7 @@ def _topk(job: Job) -> Entry:
 
 
 def _topk_torch(job: Job) -> Entry:
-    torch = torch_of(job)
+    torch = torch_with(job.threads, job.undo)
     return _each(job, lambda x, out: torch.topk(torch.softmax(torch.from_numpy(x), -1), 8))
 
 
@@ -116,7 +116,7 @@ def _masked(job: Job) -> Entry:
 
 
 def _masked_torch(job: Job) -> Entry:
-    torch = torch_of(job)
+    torch = torch_with(job.threads, job.undo)
     left_out = torch.from_numpy(~_padding(job))
 
     def call(x: Any, out: Any) -> None:

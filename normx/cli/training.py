@@ -20,6 +20,7 @@ from normx import losses
 from normx.cli import machine, screen
 from normx.cli.bench import Settings, scores
 from normx.cli.bench_report import finite
+from normx.cli.peers import torch_with
 from normx.cli.timing import Contestant, interleave
 
 Array = NDArray[Any]
@@ -119,11 +120,9 @@ def _both_ways(x: Array, targets: Array) -> Callable[[], Any]:
 
 def _of_torch(x: Array, targets: Array, settings: Settings, undo: ExitStack) -> list[Contestant]:
     try:
-        import torch
+        torch = torch_with(settings.threads, undo)
     except ImportError:
         return []
-    undo.callback(torch.set_num_threads, torch.get_num_threads())
-    torch.set_num_threads(settings.threads)
     tensor, classes = torch.from_numpy(x).requires_grad_(), torch.from_numpy(targets)
 
     def both_ways(loss: Callable[[Any, Any], Any]) -> Callable[[], Any]:
