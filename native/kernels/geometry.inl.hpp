@@ -110,9 +110,23 @@ NX_INLINE void apart(Lanes<double> lanes, Total<double>* total) {
   for (int i = 0; i < 8; ++i) total[i] = {{sum[i], low[i]}};
 }
 
-// How far ahead of a stream of loads to fetch, where computing in between keeps the hardware's prefetcher from running ahead:
-// 2^26 floats in rows of 4096 took 22.7 ms without, 19.2 at 1 KiB, 16.4 at 2, 13.3 at 4, 11.9 at 8 and at 16.
+// A stream of loads is at p, and computing in between keeps the hardware's prefetcher from running far ahead. On a Zen 5, 2^26
+// floats in rows of 4096 took 22.7 ms without, and fetched into L1 19.2 at 1 KiB ahead, 16.4 at 2, 13.3 at 4, 11.9 at 8 and at 16.
+//
+// From memory a line goes to L2 first: one on its way into L1 holds a fill buffer, of which there are some sixteen, until it is
+// there. Expected on a Granite Rapids: what reading takes, 3.4 ns a line, or the exponentials, 3.9, instead of their sum. Measured
+// there, ns a line of 2^24 floats, medians of interleaved runs:
+//
+//                        softmax, rows of   1024   4096   65536   2^24    logsumexp, 4096   2^24
+//   8 KiB ahead, to L1                       8.6    7.6     7.9   10.6                7.1    6.7
+//   2 KiB ahead, to L1                       6.7    6.7     7.0    9.9                6.9    6.5
+//   2 to L1, 8 to L2                         6.8    6.8     6.9    8.3                5.4    4.9
 constexpr std::int64_t fetch_ahead = 8192;
+NX_INLINE void fetch_from_l2(const char* p) { __builtin_prefetch(p + 2048); }
+NX_INLINE void fetch(const char* p, std::int64_t ahead = fetch_ahead) {
+  __builtin_prefetch(p + ahead, 0, 2);
+  fetch_from_l2(p);
+}
 
 // n elements at y: those before the first whole line, the whole lines, those after. A line is what a vector's elements take
 // there, 64 bytes or 32, aligned to itself. If y is not aligned to its elements, "lines" begin with it.
@@ -140,7 +154,7 @@ template <class T, class S = T> struct Row {
   NX_INLINE static Vec<T> spread(const T* per_row) { return all(per_row[0]); }
   NX_INLINE static void gather(Vec<T> v, T* per_row) { per_row[0] = reduce_max(v); }  // of equal lanes
   template <int lines> NX_INLINE void prefetch(const char* p, Full<lines>) const {
-    for (int i = 0; i < lines; ++i) __builtin_prefetch(p + pitch * i + ahead);
+    for (int i = 0; i < lines; ++i) fetch(p + pitch * i, ahead);
   }
   NX_INLINE static void prefetch(const char*, Part) {}
   // Vector i, and those after it if more than one is wanted. A part of one is filled up.

@@ -137,7 +137,7 @@ template <bool without_maxima, class S, class F> NX_NOINLINE void lift_rows(cons
         sum_exp<without_maxima>(g, x, m, ref, &row, [&](std::int64_t i, auto where) NX_INLINED {
           const auto v = g.read(next, i, where, -infinity<T>);
           for (int k = 0; k < lines_of(v); ++k) {
-            __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
+            fetch(next + g.pitch * (i + k));
             most = max_skip_nan(most, line(v, k));
           }
         });

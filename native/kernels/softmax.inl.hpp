@@ -113,7 +113,8 @@ template <class T> struct softmax {
                 before.write(i, where);
                 const auto ahead = g.read(next, i, where, -infinity<T>);
                 for (int k = 0; k < lines_of(ahead); ++k) {
-                  __builtin_prefetch(next + g.pitch * (i + k) + fetch_ahead);
+                  const char* const at = next + g.pitch * (i + k);
+                  streams ? fetch(at) : fetch_from_l2(at);  // in cache the other fetch would cost 4 % of the time
                   most = max_skip_nan(most, line(ahead, k));
                 }
                 const auto e = exp_at(g.read(x, i, where, -infinity<T>), ref);

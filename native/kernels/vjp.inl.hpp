@@ -94,8 +94,8 @@ template <class F> struct vjp {
           const auto weight = load(y + 64 * i, where, F::nothing);
           const auto cotangent = load(dy + 64 * i, where, T(0));
           for (int k = 0; k < lines_of(weight); ++k) {
-            __builtin_prefetch(y + 64 * (i + k) + fetch_ahead);
-            __builtin_prefetch(dy + 64 * (i + k) + fetch_ahead);
+            fetch(y + 64 * (i + k));
+            fetch(dy + 64 * (i + k));
           }
           return select_eq(weight, nothing, zero, F::term(weight, cotangent));
         },

@@ -53,7 +53,7 @@ template <class S, bool looks> NX_NOINLINE Glance widen_row(const char* from, do
   std::int64_t i = 0;
   for (; i + ahead * V <= n; i += ahead * V) {
     for (int k = 0; k < ahead; ++k) {
-      __builtin_prefetch(from + (i + k * V) * size + fetch_ahead);
+      fetch(from + (i + k * V) * size);
       see(i + k * V, k);
     }
   }
