@@ -59,7 +59,7 @@ def _is_apple() -> bool:
 
 
 def _has_cuda() -> bool:
-    return any(found.name in _WITH_CUDA for found in distributions())
+    return any(found for name in _WITH_CUDA for found in distributions(name=name))
 
 
 def _nvrtc_unusable() -> str | None:
