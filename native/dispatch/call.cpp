@@ -47,7 +47,8 @@ std::int64_t packed_panel(std::int64_t n, int item, std::int64_t vector) {
 //   4096 x 4096   50257 x 256   1024 x 1024   512 x 16384   128 x 4096   96 x 5461   64 x 8192
 //   8.2 4.4 3.1  19.8 6.4 3.2  0.41 0.25 0.17  3.7 2.1 1.6   0.17 0.15    0.18 0.18   0.19 0.21
 //
-// and 4096 x 4096 by the panel's width: 5.2 (128), 5.0 (256), 4.4 (512), 4.7 (1024), 4.7 (2048).
+// and 4096 x 4096 by the panel's width: 5.2 (128), 5.0 (256), 4.4 (512), 4.7 (1024), 4.7 (2048). On a Granite Rapids, whose panels
+// are always in L3, in ns a line: 20 (128), 16 (256), 10.3 (512), 9.2 (1024), 9.0 (2048).
 constexpr std::int64_t sweep_bytes = std::int64_t{1} << 23, narrowest_sweep = 512, widest_sweep = 2048;
 std::int64_t swept_panel(std::int64_t n, int item, std::int64_t vector) {
   return std::clamp(sweep_bytes / (std::max<std::int64_t>(n, 1) * item) / vector * vector, narrowest_sweep, widest_sweep);
