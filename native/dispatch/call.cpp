@@ -250,8 +250,8 @@ Call::Ran Call::execute(const Layout& layout, const char* x, char* y) const {
     share_rows(t, sharing, chunks);
     return {&target, layout.sharing_kernel};
   }
-  const std::int64_t unit_elements = std::max<std::int64_t>(1, elements_ / t.units);
-  parallel_for(t.units, std::max<std::int64_t>(1, elements_at_a_time / unit_elements), [&](std::int64_t first, std::int64_t last, char* scratch) {
+  const std::int64_t grain = grain_of(t.units, std::max<std::int64_t>(1, elements_ / t.units));
+  parallel_for(t.units, grain, [&](std::int64_t first, std::int64_t last, char* scratch) {
     target.table[layout.kernel].run(t, first, last, scratch);
   });
   return {&target, layout.kernel};

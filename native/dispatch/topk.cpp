@@ -1,6 +1,5 @@
 #include "dispatch/topk.hpp"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "dispatch/limits.hpp"
@@ -26,8 +25,7 @@ const Target& softmax_topk(Storage storage, std::span<const std::ptrdiff_t> shap
   if (rows * n < parallel_from) {
     if (rows) run(t, 0, rows, scratch());
   } else {
-    parallel_for(rows, std::max<std::int64_t>(1, elements_at_a_time / n),
-                 [&](std::int64_t first, std::int64_t last, char* scratch) { run(t, first, last, scratch); });
+    parallel_for(rows, grain_of(rows, n), [&](std::int64_t first, std::int64_t last, char* scratch) { run(t, first, last, scratch); });
   }
   return target;
 }

@@ -31,8 +31,7 @@ const Target& run_vjp(int function, bool doubles, VjpTask t, std::int64_t rows) 
   if (rows * t.n < parallel_from) {
     run(t, 0, rows);
   } else {
-    parallel_for(rows, std::max<std::int64_t>(1, elements_at_a_time / t.n),
-                 [&](std::int64_t first, std::int64_t last, char*) { run(t, first, last); });
+    parallel_for(rows, grain_of(rows, t.n), [&](std::int64_t first, std::int64_t last, char*) { run(t, first, last); });
   }
   return target;
 }
