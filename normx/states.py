@@ -70,10 +70,14 @@ class MaxSumMoment(NamedTuple):
     excess: Array
     moment: Array
 
-    def entropy(self, xp: Any) -> Array:
-        """Shannon entropy of the weights, in nats."""
-        excess = xp.where(self.excess == -1.0, 0.0, self.excess)
-        return xp.log1p(excess) - self.moment / (1.0 + excess)
+    def entropy(self, xp: Any, dtype: str) -> Double:
+        """Shannon entropy of the weights, in nats, in twice the precision of the sums."""
+        one = xp.ones_like(self.excess)
+        total = arithmetic.two_sum(one, xp.where(self.excess == -1.0, 0.0, self.excess))
+        hi, lo = arithmetic.log(xp, total.hi, dtype)
+        moment = Double(-self.moment, xp.zeros_like(one))
+        mean = arithmetic.ratio(xp, moment, total, dtype)
+        return arithmetic.added(xp, Double(hi, lo + total.lo / total.hi), mean)
 
 
 class MaxSumMomentMonoid:

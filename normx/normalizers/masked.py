@@ -108,7 +108,9 @@ def inhibited_softmax(
 
     Notes
     -----
-    What a row lacks to one is its uncertainty.
+    What a row lacks to one is its uncertainty.  The formula rounds the scores over a
+    temperature once, beside the logit, which the exponential magnifies by their size; the
+    CPU's kernels do not.
 
     References
     ----------

@@ -394,38 +394,36 @@ def entropy_invariant_softmax(
     """
 
 
-def _polynomial(xp: Any, coefficients: tuple[float, ...], x: Array) -> Array:
-    value = xp.zeros_like(x)
+def _polynomial(row: Row, coefficients: tuple[float, ...], x: Double) -> tuple[Double, Array]:
+    """The value in twice the precision, of which its terms take much away, and the slope."""
+    slope = row.xp.zeros_like(x.hi)
+    value = Double(slope, slope)
     for c in coefficients:
-        value = value * x + c
-    return value
+        slope = slope * x.hi + value.hi
+        value = arithmetic.affine(row.xp, x.hi, value, c, row.dtype)
+    return Double(value.hi, value.lo + slope * x.lo), slope
 
 
-def _derivative(coefficients: tuple[float, ...]) -> tuple[float, ...]:
-    degree = len(coefficients) - 1
-    return tuple(c * (degree - i) for i, c in enumerate(coefficients[:-1]))
-
-
-def _is_heated(
-    row: Row, entropy: Array, coefficients: tuple[float, ...], threshold: float
-) -> Array:
-    return (entropy > threshold) & (_polynomial(row.xp, coefficients, entropy) > 1.0)
-
-
-def _adaptive_factor(
+def _adaptive_heat(
     row: Row,
     state: MaxSumMoment,
     coefficients: tuple[float, ...],
     threshold: float,
     differentiate_temperature: bool,
-) -> Double:
-    xp, entropy = row.xp, state.entropy(row.xp)
+) -> tuple[Double, Array, Double]:
+    """What the scores are multiplied by, its slope in the entropy, and the entropy."""
+    xp, entropy = row.xp, state.entropy(row.xp, row.dtype)
+    value, slope = _polynomial(row, coefficients, entropy)
     # The gradient of the branch not taken must be finite.
-    heated = _is_heated(row, entropy, coefficients, threshold)
-    factor = xp.where(heated, _polynomial(xp, coefficients, entropy), 1.0)
+    heated = (entropy.hi > threshold) & (value.hi > 1.0)
+    factor = Double(xp.where(heated, value.hi, 1.0), xp.where(heated, value.lo, 0.0))
     if not differentiate_temperature:
-        factor = row.library.stop_gradient(factor)
-    return Double(factor, xp.zeros_like(factor))
+        factor = Double(*map(row.library.stop_gradient, factor))
+    return factor, xp.where(heated, slope, 0.0), entropy
+
+
+def _adaptive_factor(row: Row, state: MaxSumMoment, **constants: Any) -> Double:
+    return _adaptive_heat(row, state, **constants)[0]
 
 
 def _adaptive_definition(
@@ -452,15 +450,14 @@ def _adaptive_vjp(
     differentiate_temperature: bool,
 ) -> dict[str, Array]:
     xp, state = row.xp, MAX_SUM_MOMENT.lift(row)
-    factor = _adaptive_factor(row, state, coefficients, threshold, differentiate_temperature)
+    factor, slope, entropy = _adaptive_heat(
+        row, state, coefficients, threshold, differentiate_temperature
+    )
     moment, gradient = scaled_softmax_vjp(row, cotangent, factor, None)
     if differentiate_temperature:
-        entropy = state.entropy(xp)
         p = xp.where(row.empty, 0.0, weights(row, MaxSum(*state[:2])))
         log_p = xp.log(xp.where(p > 0, p, 1.0))
-        slope = _polynomial(xp, _derivative(coefficients), entropy)
-        slope = xp.where(_is_heated(row, entropy, coefficients, threshold), slope, 0.0)
-        gradient["x"] = gradient["x"] - moment * slope * p * (log_p + entropy)
+        gradient["x"] = gradient["x"] - moment * slope * p * (log_p + entropy.hi)
     return gradient
 
 

@@ -43,6 +43,10 @@ def samples() -> Iterator[Sample]:
     yield Sample("long", random_rows(20_000, 2, 3.0))
     yield Sample("peaked", np.array([[50.0, 0.0, -3.0], [0.0, 16.5, -16.5], [1e-3, 90.0, 45.0]]))
     yield Sample("equal", np.full((2, 300), 0.7))
+    # Where a polynomial of the entropy is a small difference of large terms, and its error shows.
+    level = random_rows(381, 4, 0.3)
+    level[:, 5:60:18] -= 80.0
+    yield Sample("level", level)
     yield Sample("subnormal", np.array([[0.0, -100.0, -103.0], [0.0, -87.4, -95.5]]))
     yield Sample("extremes", np.array([[6e4, -6e4, 0.0], [-6e4, -6e4, -6e4]]))
     yield Sample("golden", np.array([[1.0, 2.0, 3.0, -1.0]]))

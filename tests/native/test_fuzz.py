@@ -184,6 +184,8 @@ def budget(record, dtype, keywords):
         return record.ulp[dtype]
     if "sink" in keywords and ("temperature" in keywords or len(record.parameters) > 1):
         return np.inf  # scaled scores are rounded once beside it: magnified by their size
+    if record.name == "inhibited_softmax" and "temperature" in keywords:
+        return np.inf  # it has a sink of its own
     # So are capped scores, to which factors of up to some hundreds apply.
     return 2 * (record.ulp[dtype] + 1000 * keywords.get("softcap", 0.0))
 
@@ -236,6 +238,9 @@ def test_the_kernels_agree_with_the_formula(name, data):
     kept = np.where(keywords["where"], scores, 0) if "where" in keywords else scores
     exact = with_scale(record, kept, want, keywords["axis"])
     dtype = keywords.get("dtype", x.dtype.name)
+    if name == "zscore" and dtype != "float64":  # whose mean is rounded to float64
+        largest = np.max(finite(want), axis=keywords["axis"], keepdims=True, initial=0.0)
+        exact = (want, np.maximum(np.abs(want), 2.0**-28 * largest))
     threads = data.draw(st.integers(1, 3))
     for target in TARGETS:
         case = replace(case, target=target)

@@ -66,12 +66,14 @@ NX_FN nx_sharpened nx_sharpen(NX_THREAD nx_row& r) {
   a.top = s.top;
   a.total = s.total.hi;
   const nx_words mean = nx_over(nx_total_of(r, moment), s.total);
-  a.entropy = nx_log1p(s.excess) - mean.hi;
+  // In two words: of the terms of the polynomial only one part in a hundred may remain.
+  const nx_words entropy = nx_sum_of(nx_log_words(s.total), nx_pair(-mean.hi, -mean.lo));
+  a.entropy = entropy.hi;
   nx_words value = nx_word(0), slope = nx_word(0);
   const nx_int last = nx_int(NX_WORD(NX_AT_CONSTANTS));
   for (nx_int k = 2; k < last; ++k) {
-    slope = nx_sum_of(nx_times(slope, nx_word(a.entropy)), value);
-    value = nx_sum_of(nx_times(value, nx_word(a.entropy)), nx_word(nx_constant(r, k)));
+    slope = nx_sum_of(nx_times(slope, entropy), value);
+    value = nx_sum_of(nx_times(value, entropy), nx_word(nx_constant(r, k)));
   }
   const bool heated = a.entropy > nx_constant(r, 0) && value.hi > 1;
   a.factor = heated ? value : nx_word(1);
