@@ -185,7 +185,7 @@ def budget(record, dtype, keywords):
     if "sink" in keywords and ("temperature" in keywords or len(record.parameters) > 1):
         return np.inf  # scaled scores are rounded once beside it: magnified by their size
     if record.name == "inhibited_softmax" and "temperature" in keywords:
-        return np.inf  # it has a sink of its own
+        return 2 * (record.ulp[dtype] + 1000.0)  # it has a sink of its own, of at most 100
     # So are capped scores, to which factors of up to some hundreds apply.
     return 2 * (record.ulp[dtype] + 1000 * keywords.get("softcap", 0.0))
 
