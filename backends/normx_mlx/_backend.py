@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from functools import cache
 from importlib.metadata import distributions
 from importlib.util import find_spec
 
@@ -58,6 +59,7 @@ def _is_apple() -> bool:
     return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
+@cache
 def _has_cuda() -> bool:
     return any(found for name in _WITH_CUDA for found in distributions(name=name))
 
