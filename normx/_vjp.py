@@ -195,7 +195,7 @@ def shaped_as(library: Any, xp: Any, gradient: Array, value: Any, dtype: str) ->
         return library.finish(gradient)
     padded = (1,) * (gradient.ndim - len(shape)) + shape
     spread = tuple(i for i, size in enumerate(padded) if size == 1 and gradient.shape[i] != 1)
-    if spread:
-        gradient = xp.sum(gradient, axis=spread, keepdims=True)
-    with library.quiet():  # what is too large for the dtype is infinite
+    with library.quiet():  # infinities may meet; what is too large for the dtype is one
+        if spread:
+            gradient = xp.sum(gradient, axis=spread, keepdims=True)
         return library.finish(library.cast(xp.reshape(gradient, shape), dtype))

@@ -273,9 +273,10 @@ class _Rows:
         """Write what came of the rows that were left into their places."""
         rows = self.left.reshape(self._outer)
         if y.ndim == len(self._outer) != len(self.form):
-            y[rows] = part  # one value per row, without the reduced axes
+            view = y  # one value per row, without the reduced axes
         else:
             view = np.moveaxis(y, self.plan.axis, _last(self.plan.axis))
+        with self.plan.library.quiet():  # what is too large for the dtype is infinite
             view[rows] = part
 
     @property
