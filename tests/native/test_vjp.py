@@ -144,3 +144,12 @@ def test_wrong_arrays_are_refused():
     frozen.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
         _core.vjp("softmax", x, x, x, frozen)
+
+
+@pytest.mark.parametrize("function", ["squared_relu", "lips_relu"])
+def test_infinite_gradients_of_a_parameter_meet_in_silence(function):
+    """At a temperature of 0 there is one of +inf and one of -inf, and their sum is NaN."""
+    x = np.array([[1.0, 2.0], [3.0, 1.0]], np.float32)
+    _, pullback = normx.vjp(function, x, axis=(), n=1.5, temperature=0.0, backend="native")
+    gradient = pullback(np.array([[1, -1], [-1, 1]], np.float32))
+    assert np.isnan(gradient["n"]) and not gradient["x"].any()
