@@ -52,7 +52,8 @@ struct Grid {
   std::int64_t element, line;
 };
 
-// Lines of a panel to fetch ahead of the one that is packed: no hardware prefetcher follows strides of a matrix's width.
+// Lines of a panel to fetch ahead of the one that is packed: no hardware prefetcher follows strides of a matrix's width. Into L1 at
+// once: by way of L2, as in fetch(), logsumexp along axis 0 of (4096, 4096) took 15.1 ns a line instead of 12.1.
 constexpr std::int64_t lines_ahead = 16;
 
 // 1 for every kept entry, 0 for the others and for the lanes from `count` on.

@@ -306,11 +306,11 @@ def zscore(
     Notes
     -----
     The variance is that of the population.  The mean is carried in two words and the
-    deviations are squared, not the scores: a large mean costs no digits.  In the CPU's
-    kernels the mean of float16 and float32 is one float64, so a score next to it is right
-    to about 1e-15 of the greatest of its row, and not to its own last place.  Where all scores
-    are equal the result is 0, and so is the gradient.  A row with scores of +inf takes the
-    limit in which these grow together.
+    deviations are squared, not the scores: a large mean costs no digits.  Of scores narrower
+    than float64 the CPU's kernels keep the mean in one float64: a score next to it is right
+    to about 1e-15 of the greatest of its row, and not to its own last place.  Where all
+    scores are equal the result is 0, and so is the gradient.  A row with scores of +inf takes
+    the limit in which these grow together.
 
     References
     ----------
