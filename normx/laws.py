@@ -145,6 +145,16 @@ def exact_zeros(f: Function, x: Rows, tolerance: float) -> None:
     assert np.all(y[:, x.shape[-1] :] == 0.0), "a weight where a zero was wanted"
 
 
+@law("A score that just meets the threshold weighs exactly zero.")
+def nothing_at_the_threshold(f: Function, x: Rows, tolerance: float) -> None:
+    # Bases of (4, 3, 0)/7 sum to one, the squares of (4, 3, 0)/5 as well; few of these
+    # temperatures have an exact inverse.
+    scale = np.array([[1.0], [3.0], [13.0], [40.0]])
+    for divisor in (2.5, 5.0, 7.0):
+        y = np.asarray(f(scale * [3.0, -2.0, 4.0, 0.0], temperature=scale * divisor), np.float64)
+        assert np.all((y == 0.0) | (y > 1e-6)), f"a weight of {y[y > 0.0].min()}"
+
+
 @law("Multiplying the scores of a row by a positive number changes nothing.")
 def scale_invariant(f: Function, x: Rows, tolerance: float) -> None:
     for factor in (8.0, 2.0**-9):  # exact, so the scores lose nothing

@@ -520,6 +520,7 @@ _LAWS = (
     laws.temperature_limits,
     laws.temperature_divides,
     laws.exact_zeros,
+    laws.nothing_at_the_threshold,
     laws.keeps_the_argmax,
 )
 

@@ -200,6 +200,29 @@ def test_alpha_and_budget_per_row():
     np.testing.assert_allclose(sparse.budget(x, budget=1.0), sparse.sparsemax(x), rtol=1e-15)
 
 
+def test_a_score_on_the_threshold_of_a_budget_weighs_nothing():
+    x = np.array([[3.0], [13.0], [40.0]]) * [3.0, -2.0, 4.0, 0.0]
+    for dtype in ("float32", "float64"):
+        y = sparse.budget(x.astype(dtype), budget=1.0, temperature=x.max(-1, keepdims=True) * 1.75)
+        assert np.array_equal(y > 0, np.broadcast_to([True, False, True, False], y.shape))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("f", [sparse.entmax, sparse.normmax])
+def test_powers_are_rounded_and_nothing_else(f, backend):
+    """The threshold of a general power is off by what the powers' own roundings amount to."""
+    alpha, off = 1.75, []
+    for seed in range(40):
+        x = random_rows(33, 1, seed=seed)
+        want = oracle(record_of(f), x, alpha=alpha)[0]
+        least = np.argmin(np.where(want > 0, want, np.inf))
+        # The power moves with its base; all weights are powers of bases, the largest below 1.
+        base = (want[least] / want.max()) ** (alpha - 1)
+        error = f(x, alpha=alpha, backend=backend)[0][least] / want[least] - 1
+        off.append(float(error * (alpha - 1) * base) * 2.0**53)
+    assert np.sqrt(np.mean(np.square(off))) < 0.35
+
+
 def test_temperature_limits_of_a_budget():
     x = np.array([3.0, 1.0, 1.0, 0.0])
     for b, want in ((2.0, [1, 0.5, 0.5, 0]), (1.0, [1, 0, 0, 0]), (3.5, [1, 1, 1, 0.5])):

@@ -2,11 +2,10 @@
 // through the same steps. Needs softmax.gpu.h and sparse.gpu.h.
 
 // Thresholds stay above exp of minus this, so that their inverses are finite; of a weight's slope, the largest logarithm; any
-// greater exponent gives the same weights; half a last place, squared and doubled twice: differences below are rounding.
+// greater exponent gives the same weights.
 #define NX_DEPTH (NX_DOUBLE ? 300 : 40)
 #define NX_HIGHEST (NX_DOUBLE ? 700 : 80)
 #define NX_STEEPEST 1e8f
-#define NX_NOISE (NX_DOUBLE ? nx_t(4.9303806576313238e-32) : nx_t(1.4210855e-14))
 
 // Which threshold is wanted: that for which the powers of z + t sum to 1, where z are the scores less their maximum, times c.
 struct nx_curve {

@@ -2,6 +2,9 @@
 // powers of these sum to 1. It is found without a sort: Newton's method from t = 1, where the sum is convex and too large,
 // comes down to the root; then twice in two words, because a weight may be far smaller than its terms. Needs softmax.gpu.h.
 
+// Half a last place, squared and doubled twice: what rounding leaves of a score that lies on the threshold.
+#define NX_NOISE (NX_DOUBLE ? nx_t(4.9303806576313238e-32) : nx_t(1.4210855e-14))
+
 // z + t, in two words.
 NX_FN nx_words nx_lifted(nx_words z, nx_words t) {
   return z.hi > nx_t(NX_NEGLIGIBLE) ? nx_sum_of(z, t) : nx_word(-1);
@@ -48,7 +51,7 @@ NX_FN nx_threshold nx_threshold_of(NX_THREAD nx_row& r, nx_words c, nx_int power
 }
 NX_FN nx_words nx_base(NX_THREAD const nx_row& r, nx_threshold s, nx_t v) {
   const nx_words b = nx_lifted(nx_relative(r, v, s.top, s.c), s.t);
-  return b.hi > 0 ? b : nx_word(0);
+  return b.hi > nx_t(NX_NOISE) * s.t.hi ? b : nx_word(0);
 }
 NX_FN nx_t nx_slope(NX_THREAD const nx_row& r, nx_threshold s, nx_t v, bool squared) {
   const nx_t b = nx_base(r, s, v).hi;

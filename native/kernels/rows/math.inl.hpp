@@ -112,6 +112,11 @@ NX_INLINE double power_below(double x) {
 struct Words {
   double hi, lo;
   Words(Real x) : hi(static_cast<double>(x)), lo(static_cast<double>(x - static_cast<Real>(hi))) {}
+  // a / b, to the last place of the low word: a long double has 64 bits at best.
+  Words(Real a, double b) : hi(static_cast<double>(a / b)) {
+    const double low = ((static_cast<double>(a - static_cast<Real>(hi * b))) - product_low(hi, b)) / b;
+    lo = __builtin_isfinite(low) ? low : 0;
+  }
   void add(double step) {
     const Pair<double> moved = Pair<double>{hi, lo} + Pair<double>{step, 0};
     hi = moved.sum + moved.low;
@@ -183,7 +188,7 @@ template <bool exact> struct Relative {
   Vec<double> from, hi, lo;
 
   Relative(const RowView& r, Real factor) : origin(factor < 0 ? r.min : r.max), c(factor / r.temperature) {
-    const Words words(c);
+    const Words words(factor, r.temperature);
     from = all(origin);
     hi = all(words.hi);
     lo = all(words.lo);

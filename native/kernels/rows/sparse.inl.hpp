@@ -56,6 +56,9 @@ NX_NOINLINE Candidates candidates(const RowView& r, const Relative<true>& z) {
   return {hi, lo, found};
 }
 
+// Of a score that lies on the threshold rounding leaves more or less than nothing: half a last place, squared and doubled twice.
+constexpr double noise = 0x1p-104;
+
 // A score and a threshold in two words.
 template <int L> NX_INLINE VecWords<L> lifted(VecWords<L> z, Words t) {
   const Vec<double> hi = all(t.hi), lo = all(t.lo);
@@ -95,8 +98,12 @@ template <int power> NX_NOINLINE Words threshold_of(Candidates c) {
   return threshold;
 }
 
-// Any other power, by scalars. Below 1 the sum is not convex: the root is kept between bounds.
+// Any other power, by scalars. Below 1 the sum is not convex: the root is kept between bounds. The last step has bases in two words,
+// so that what is left are the powers' own roundings; above 1, where steps square what is wrong, the one before need not be as good.
+// Expected, a tenth of the error for no time. Measured, in rows of 33 normal scores, alpha = 1.75: the threshold off by 0.48 of 2^-53
+// (root mean square) before and 0.14 after, where the formula is by 0.18; (1024, 4096) floats take 1 to 15 % less time.
 NX_NOINLINE Words threshold_of(Candidates c, double power) {
+  const double near = power < 1 ? 0x1p-53 : 0x1p-40;  // from where the next step is the last
   double t = 1, low = 0, high = 1;
   for (int step = 0; step < 200; ++step) {
     double total = 0, slope = 0;
@@ -110,16 +117,29 @@ NX_NOINLINE Words threshold_of(Candidates c, double power) {
     (total > 1 ? high : low) = t;
     double next = t - (total - 1) / (power * slope);
     if (!(next > low && next < high)) next = low + (high - low) / 2;
-    const bool settled = __builtin_fabs(next - t) <= 0x1p-53 * t;
+    const bool settled = __builtin_fabs(next - t) <= near * t;
     t = next;
     if (settled) break;
   }
-  return Words(t);
+  Words threshold(t);
+  Pair<double> total{-1, 0};
+  double slope = 0;
+  for (std::int64_t i = 0; i < c.n; ++i) {
+    const Pair<double> b = Pair<double>{c.hi[i], c.lo[i]} + Pair<double>{t, 0};
+    if (!(b.sum > 0)) continue;
+    const double term = __builtin_pow(b.sum, power);
+    total = total + Pair<double>{term, power * (term / b.sum) * b.low};
+    slope += term / b.sum;
+  }
+  const double step = (total.sum + total.low) / (power * slope), most = 8 * near * t;
+  threshold.add(-(step > most ? most : step < -most ? -most : step));
+  return threshold;
 }
 
-// The bases z + threshold, 0 where that is not above 0, to y and low. y may be x.
+// The bases z + threshold, 0 where that is not above 0, to y; what they are short of to low, if there is one, near those above 0
+// only. y may be x.
 NX_NOINLINE void bases(const RowView& r, const Relative<true>& z, Words threshold, double* y, double* low) {
-  const Vec<double> zero = all(0.0);
+  const Vec<double> zero = all(0.0), least = all(noise * threshold.hi);
   const double cutoff = cutoff_of(z);
   for (std::int64_t i = 0; i < r.n; i += at_a_glance) {
     const bool above = any_above(r.x + i, cutoff);
@@ -128,11 +148,11 @@ NX_NOINLINE void bases(const RowView& r, const Relative<true>& z, Words threshol
       if (above) {
         const VecWords<1> b = lifted(z.of(vec_at(r.x, k, Full<1>{})), threshold);
         const Vec<double> whole = b.hi + b.lo;
-        base = select_lt(zero, whole, whole, zero);
-        rest = select_lt(zero, whole, b.lo - (whole - b.hi), zero);
+        base = select_lt(least, whole, whole, zero);
+        rest = select_lt(least, whole, b.lo - (whole - b.hi), zero);
       }
       put(y, k, base, Full<1>{});
-      if (low) put(low, k, rest, Full<1>{});
+      if (low && above) put(low, k, rest, Full<1>{});
     }
   }
 }
@@ -181,7 +201,10 @@ struct entmax15 {
   template <bool exact> static bool forward(RowView& r) {
     double* const low = r.room[0];
     if (!solve(r, low)) return false;
-    for (std::int64_t i = 0; i < r.n; ++i) r.y[i] = r.y[i] * r.y[i] + (product_low(r.y[i], r.y[i]) + 2 * r.y[i] * low[i]);
+    for (std::int64_t i = 0; i < r.n; ++i) {
+      const double b = r.y[i], rest = product_low(b, b) + 2 * b * low[i];
+      r.y[i] = b * b + (b > 0 ? rest : 0);
+    }
     return true;
   }
   template <bool exact> static bool backward(RowView& r) {
@@ -196,8 +219,11 @@ struct entmax15 {
 };
 
 // Powers of the bases, by scalars: there are few.
-NX_INLINE void raise(const RowView& r, double power) {
-  each_above(r.y, r.n, 0, [&](std::int64_t i) NX_INLINED { r.y[i] = __builtin_pow(r.y[i], power); });
+NX_INLINE void raise(const RowView& r, const double* low, double power) {
+  each_above(r.y, r.n, 0, [&](std::int64_t i) NX_INLINED {
+    const double term = __builtin_pow(r.y[i], power);
+    r.y[i] = term + power * (low[i] / r.y[i]) * term;
+  });
 }
 
 struct entmax {
@@ -217,8 +243,8 @@ struct entmax {
     const Relative<true> z(r, static_cast<Real>(a) - 1);
     if (!z.finite()) return false;
     const double power = 1 / (a - 1);
-    bases(r, z, threshold_of(candidates(r, z), power), r.y, nullptr);
-    raise(r, power);
+    bases(r, z, threshold_of(candidates(r, z), power), r.y, r.room[0]);
+    raise(r, r.room[0], power);
     divide<exact>(r, sum_of<exact>(r.y, r.n));  // 1 but for the rounding of the powers
     return true;
   }
@@ -270,8 +296,10 @@ struct normmax {
     return true;
   }
   template <bool exact> static bool forward(RowView& r) {
-    if (!solve(r, nullptr)) return false;
-    if (r.p[alpha] != 2) raise(r, 1 / (r.p[alpha] - 1));
+    const bool squared = r.p[alpha] == 2;
+    double* const low = squared ? nullptr : r.room[0];
+    if (!solve(r, low)) return false;
+    if (!squared) raise(r, low, 1 / (r.p[alpha] - 1));
     divide<exact>(r, sum_of<exact>(r.y, r.n));
     return true;
   }
@@ -361,9 +389,11 @@ struct budget {
       const Pair<double> excess = parts + Pair<double>{static_cast<double>(counts[1]) - wanted, 0};
       threshold.add(-(excess.sum + excess.low) / inside);
     }
+    const Vec<double> least = all(noise * threshold.hi);
     each(r.n, [&](std::int64_t i, auto where) NX_INLINED {
       const auto b = lifted(z.of(vec_at(r.x, i, where)), threshold);
-      put(r.y, i, clipped(b.hi + b.lo), where);
+      const auto whole = b.hi + b.lo;
+      put(r.y, i, clipped(select_lt(least, whole, whole, zero)), where);
     });
     return true;
   }
