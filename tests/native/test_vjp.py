@@ -153,3 +153,13 @@ def test_infinite_gradients_of_a_parameter_meet_in_silence(function):
     _, pullback = normx.vjp(function, x, axis=(), n=1.5, temperature=0.0, backend="native")
     gradient = pullback(np.array([[1, -1], [-1, 1]], np.float32))
     assert np.isnan(gradient["n"]) and not gradient["x"].any()
+
+
+def test_a_gradient_too_large_for_half_precision_is_infinite_in_silence():
+    """The second row is the kernel's, the first one left to the formula and then put beside it."""
+    x = np.array([[0, -0.0095], [0, -1]], np.float16)
+    alpha = np.array([[101], [1]], np.float16)
+    _, pullback = normx.vjp(normx.entmax, x, alpha=alpha, backend="native")
+    gradient = pullback(np.array([[1, 0], [1, 0]], np.float16))
+    assert np.isinf(gradient["x"][0]).all() and np.isinf(gradient["alpha"][0]).all()
+    assert np.isfinite(gradient["x"][1]).all() and np.isfinite(gradient["alpha"][1]).all()
