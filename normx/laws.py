@@ -147,8 +147,8 @@ def exact_zeros(f: Function, x: Rows, tolerance: float) -> None:
 
 @law("A score that just meets the threshold weighs exactly zero.")
 def nothing_at_the_threshold(f: Function, x: Rows, tolerance: float) -> None:
-    # Bases of (4, 3, 0)/7 sum to one, the squares of (4, 3, 0)/5 as well; few of these
-    # temperatures have an exact inverse.
+    # Bases of (4, 3, 0)/7 sum to one, the squares of (4, 3, 0)/5 as well; none of these
+    # temperatures has an exact inverse.
     scale = np.array([[1.0], [3.0], [13.0], [40.0]])
     for divisor in (2.5, 5.0, 7.0):
         y = np.asarray(f(scale * [3.0, -2.0, 4.0, 0.0], temperature=scale * divisor), np.float64)

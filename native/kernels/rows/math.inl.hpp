@@ -113,10 +113,7 @@ struct Words {
   double hi, lo;
   Words(Real x) : hi(static_cast<double>(x)), lo(static_cast<double>(x - static_cast<Real>(hi))) {}
   // a / b, to the last place of the low word: a long double has 64 bits at best.
-  Words(Real a, double b) : hi(static_cast<double>(a / b)) {
-    const double low = ((static_cast<double>(a - static_cast<Real>(hi * b))) - product_low(hi, b)) / b;
-    lo = __builtin_isfinite(low) ? low : 0;
-  }
+  Words(Real a, double b) : hi(static_cast<double>(a / b)), lo((static_cast<double>(a - static_cast<Real>(hi * b)) - product_low(hi, b)) / b) {}
   void add(double step) {
     const Pair<double> moved = Pair<double>{hi, lo} + Pair<double>{step, 0};
     hi = moved.sum + moved.low;
@@ -185,17 +182,20 @@ template <class F> NX_INLINE Pair<double> careful_sum(std::int64_t n, F&& term) 
 template <bool exact> struct Relative {
   double origin;
   Real c;
+  double rest;  // the low word of c
   Vec<double> from, hi, lo;
 
   Relative(const RowView& r, Real factor) : origin(factor < 0 ? r.min : r.max), c(factor / r.temperature) {
     const Words words(factor, r.temperature);
     from = all(origin);
+    rest = words.lo;
     hi = all(words.hi);
     lo = all(words.lo);
   }
   // What the largest exponential is the exponential of.
   Real level() const { return static_cast<Real>(origin) * c; }
-  bool finite() const { return __builtin_isfinite(static_cast<double>(c)) && __builtin_isfinite(static_cast<double>(level())); }
+  // False as well where a product without FMA overflows on the way.
+  bool finite() const { return __builtin_isfinite(static_cast<double>(c)) && __builtin_isfinite(rest) && __builtin_isfinite(static_cast<double>(level())); }
 
   template <int L> NX_INLINE VecWords<L> of(Vec<double, L> x) const {
     const Vec<double, L> d = x - from;
