@@ -319,3 +319,16 @@ def test_gradients_of_temperatures_know_of_sinks(f):
     )
     for name in ("x", "temperature", "sink"):
         np.testing.assert_allclose(got[name], want[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", ["softmax", "ssmax", "sparsemax", "entmax15"])
+@pytest.mark.parametrize("temperature", [1e-301, 1e301])
+def test_temperatures_at_the_ends_of_the_range(name, temperature, target):
+    """Without FMA a product with them overflows on the way; the formula takes such rows."""
+    x = random_rows(9, 3) * temperature
+    given = {"temperature": np.full((3, 1), temperature)}
+    with use_target(target):
+        got = getattr(normx, name)(x, backend="native", **given)
+    want = getattr(normx, name)(x, backend="reference", **given)
+    np.testing.assert_allclose(got, want, rtol=1e-15)

@@ -223,6 +223,16 @@ def test_powers_are_rounded_and_nothing_else(f, backend):
     assert np.sqrt(np.mean(np.square(off))) < 0.35
 
 
+@pytest.mark.parametrize("alpha", [1.75, 2.5, 3.0])
+def test_general_powers_of_long_rows(alpha):
+    """The threshold of 30000 scores in the support, which plain sums are too coarse for."""
+    n = 30_000
+    x = np.random.default_rng(0).uniform(-1.5, 0.0, n) * n ** (1 - alpha) / (alpha - 1)
+    x[0] = 0.0
+    kernel, formula = (sparse.entmax(x, alpha=alpha, backend=b) for b in ("native", "reference"))
+    assert error_in_ulp(kernel, formula.astype(np.longdouble), "float64").max() <= 3.0
+
+
 def test_temperature_limits_of_a_budget():
     x = np.array([3.0, 1.0, 1.0, 0.0])
     for b, want in ((2.0, [1, 0.5, 0.5, 0]), (1.0, [1, 0, 0, 0]), (3.5, [1, 1, 1, 0.5])):
