@@ -24,6 +24,9 @@ _SPLITTERS = {"float32": 2.0**12 + 1.0, "float64": 2.0**27 + 1.0}
 #: The exponential of anything below is 0 in every dtype.
 _NEGLIGIBLE = -2000.0
 
+#: Temperatures up to here bring scores near whose products do not overflow, in any dtype.
+_FAR = 1e30
+
 #: Above, a product with the low word is a normal number in every dtype of the arithmetic.
 _SAFE = 1e-25
 
@@ -89,17 +92,24 @@ def divided(xp: Any, x: Double, t: Array, dtype: str) -> Double:
     return Double(hi, xp.where(inside & xp.isfinite(lo), lo, 0.0))
 
 
-def multiplied(xp: Any, x: Double, factor: Double, dtype: str) -> Double:
-    """``x * factor`` for ``x <= 0`` and ``factor >= 0``; -inf stays, whatever the factor is."""
+def multiplied(xp: Any, x: Double, factor: Double, t: Array | None, dtype: str) -> Double:
+    """``x * factor`` for ``x <= 0`` and ``factor >= 0``; -inf stays, whatever the factor is.
+
+    `t` is what the product will be divided by.
+    """
     finite = xp.isfinite(x.hi)
     rough = xp.where(finite, xp.where(finite, x.hi, 0.0) * factor.hi, x.hi)
     # Below, the exponential is 0 and the low word no longer matters.
-    near = rough > _NEGLIGIBLE
+    near = rough > (_NEGLIGIBLE if t is None else _NEGLIGIBLE * _between(xp, t, 1.0, _FAR))
     hi = xp.where(near, x.hi, 0.0)
     product = two_product(xp, hi, xp.where(near, factor.hi, 0.0), dtype)
     lo = product.lo + (hi * factor.lo + xp.where(near, x.lo, 0.0) * factor.hi)
     exact = near & xp.isfinite(lo)
     return Double(xp.where(exact, product.hi, rough), xp.where(exact, lo, 0.0))
+
+
+def _between(xp: Any, x: Array, low: float, high: float) -> Array:
+    return xp.where(x > low, xp.where(x < high, x, high), low)
 
 
 def quotient(xp: Any, x: Array, t: Array, dtype: str) -> Double:

@@ -146,12 +146,12 @@ class Row:
         hi = xp.where((top == xp.inf) & (x < xp.inf), -xp.inf, hi)
         # lo is NaN where the difference overflowed.
         relative = Double(hi, xp.where(hi > -xp.inf, lo, 0.0))
-        if self.factor is not None:
-            relative = arithmetic.multiplied(xp, relative, self.factor, self.dtype)
-            top = xp.where(xp.isinf(top), top, origin * self.factor.hi)
-        if self.temperature is None:
-            return Centred(top, relative)
         t = self.temperature
+        if self.factor is not None:
+            relative = arithmetic.multiplied(xp, relative, self.factor, t, self.dtype)
+            top = xp.where(xp.isinf(top), top, origin * self.factor.hi)
+        if t is None:
+            return Centred(top, relative)
         limit = xp.where(top > 0, xp.inf, xp.where(top < 0, -xp.inf, top))
         finite = (t > 0) & (t < xp.inf)
         level = xp.where(t == 0, limit, xp.where(xp.isfinite(top), 0.0, top))

@@ -52,6 +52,8 @@ def samples() -> Iterator[Sample]:
     yield Sample("golden", np.array([[1.0, 2.0, 3.0, -1.0]]))
     yield Sample("temperature", random_rows(65, 3, 20.0), {"temperature": 0.3})
     yield Sample("hot", random_rows(65, 3, 20.0), {"temperature": 7.0})
+    # Distances that only the temperature makes small.
+    yield Sample("distant", random_rows(65, 3, 1500.0), {"temperature": 100.0})
 
 
 def special_rows() -> Array:
