@@ -218,8 +218,8 @@ def agree(case, got, exact, dtype, budget, x, keywords, formula):
             if not np.any(off):
                 raise
             still = formula(x, wide)
-            moves = np.random.default_rng(0).uniform(-1.0, 1.0, (8, *x.shape))
-            most = 4.0 * np.max([np.abs(formula(x + m * off, wide) - still) for m in moves], axis=0)
+            moves = np.random.default_rng(0).uniform(-4.0, 4.0, (8, *x.shape)) * off
+            most = np.max([np.abs(formula(x + move, wide) - still) for move in moves], axis=0)
             within = np.nan_to_num(np.clip(got - exact[0], -most, most))
         check(case, got, (exact[0] + within, exact[1]), dtype, budget)
 
