@@ -190,6 +190,7 @@ def rounded_scores(record, x, keywords):
     Returned are the scores, capped and, for a threshold, less their maximum; the keywords of
     the formula that are left to be applied; and the size of the rounding.
     """
+    narrow = "float64" not in (x.dtype.name, keywords.get("dtype"))
     x, wide, off = x.astype(np.float64), in_float64(record, x, keywords), 0.0
     axis, kept = keywords["axis"], keywords.get("where", True)
     if cap := wide.get("softcap"):
@@ -197,7 +198,7 @@ def rounded_scores(record, x, keywords):
     beside = "sink" in keywords or record.name == "inhibited_softmax"
     if beside and ("temperature" in keywords or len(record.parameters) > 1):
         off = off + finite(x)  # scaled, beside what is not
-    elif laws.standardizes in record.laws:
+    elif laws.standardizes in record.laws and narrow:  # else the mean has two words
         off = off + np.max(finite(x), axis=axis, keepdims=True, where=kept, initial=0.0)
     elif laws.nothing_at_the_threshold in record.laws and record.parameters:
         within = np.isfinite(x) & kept
